@@ -25,12 +25,6 @@ class LockedError(GraftError):
     exit_code = 4
 
 
-class HangError(GraftError):
-    """No step finished within the time allowed."""
-
-    exit_code = 5
-
-
 class StorageError(GraftError):
     """A file could not be written or read back: disk full, damaged checkpoint, no permission."""
 
@@ -43,7 +37,7 @@ class DataError(GraftError):
     exit_code = 7
 
 
-class Preempted(GraftError):
+class PreemptedError(GraftError):
     """The process was told to stop (SIGTERM, SIGINT) and has saved."""
 
     exit_code = 143

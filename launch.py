@@ -1,0 +1,236 @@
+"""Graft's command line.
+
+    launch.py train FILE [--workdir DIR] [OVERRIDES]          one run of a file in configs/
+    launch.py study FILE [--workdir DIR] [KNOBS]              many runs and their comparison
+    launch.py show FILE [OVERRIDES]                           the audit, without training
+    launch.py evaluate RUN [--split SPLIT] [--data FILE]      scores of a finished run
+    launch.py predict RUN [--input FILE|-] [--output FILE]    texts in, JSON lines out
+    launch.py report RUN... [--to DIR]                        the page of a run, or of several
+    launch.py export RUN --to hf DIR                          a directory transformers loads
+    launch.py replay RUN                                      the step a run died of (exit 3)
+    launch.py bench WORKLOAD [OPTIONS]                        speed, beside a rival
+
+OVERRIDES are the fields of the config, typed: --optim.learning-rate 3e-5. `launch.py train FILE
+--help` lists those of a file. Exit codes: 0 done, 2 config, 3 non-finite, 4 locked, 6 storage,
+7 data, 143 told to stop after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from research.errors import ConfigError, GraftError, StorageError
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one verb; returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    try:
+        if arguments[0] not in VERBS:
+            raise ConfigError(f"no verb {arguments[0]!r}; there are {', '.join(VERBS)}")
+        set_up_jax()
+        VERBS[arguments[0]](arguments[1:])
+    except GraftError as error:
+        print(f"graft: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone: nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def set_up_jax() -> None:
+    """The only place that touches JAX's settings: compiled programs are kept between processes."""
+    import jax
+
+    cache = os.environ.get("GRAFT_CACHE", str(Path.home() / ".cache" / "graft"))
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ConfigErrors, and whose options are never abbreviated."""
+
+    def __init__(self, verb: str, **settings: Any) -> None:
+        super().__init__(prog=f"launch.py {verb}", allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}")
+
+
+def parse_file(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """FILE, --workdir and --name; the rest is for the file's own fields, its --help too."""
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            print(__doc__.strip())
+            raise SystemExit(0)
+        raise ConfigError(f"launch.py {verb}: give a FILE first")
+    parser = Parser(verb, add_help=False)
+    parser.add_argument("file")
+    parser.add_argument("--workdir", default="runs")
+    return parser.parse_known_args(arguments)
+
+
+def train(arguments: list[str]) -> None:
+    """Audit, run, page, result."""
+    from research.study.report import run_page, write_page
+
+    from research import audit, initialize, results
+    from research.config import load_config
+    from research.train import run
+
+    options, overrides = parse_file("train", arguments)
+    config = load_config(options.file, overrides, f"launch.py train {options.file}")
+    print(audit.text(initialize.examine(config)), flush=True)
+    result = run(config, options.workdir, progress=True)
+    write_page(run_page(result.path), result.path)
+    print(f"\n{result.path}: {results.sentence(result.summary)}\npage: {result.path}/report.html")
+
+
+def study(arguments: list[str]) -> None:
+    """Hands `run` to the file's study, writes its page and prints it."""
+    from research.study.report import write_page
+
+    from research.config import load
+    from research.study.runner import Runner, knobs
+
+    options, overrides = parse_file("study", arguments)
+    function = load(options.file, "study")
+    settings = knobs(function, overrides, f"launch.py study {options.file}")
+    runner = Runner(Path(options.workdir) / Path(options.file).stem)
+    page = function(runner, **settings)
+    write_page(page, runner.path)
+    print(f"{page.text()}\n\npage: {runner.path}/report.html")
+
+
+def show(arguments: list[str]) -> None:
+    """Prints the audit."""
+    from research import audit, initialize
+    from research.config import load_config
+
+    options, overrides = parse_file("show", arguments)
+    config = load_config(options.file, overrides, f"launch.py show {options.file}")
+    print(audit.text(initialize.examine(config)))
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Prints a split's scores as JSON."""
+    import jax
+
+    from research.evaluate import HeldOut
+    from research.infer.loaded import load
+
+    parser = Parser("evaluate")
+    parser.add_argument("run")
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--data", help="a file to score instead of the run's own split")
+    options = parser.parse_args(arguments)
+    model = load(options.run).model()
+    if options.data is not None:
+        data = dataclasses.replace(model.data, **{options.split: options.data})
+        model = dataclasses.replace(model, data=data)
+    with jax.set_mesh(model.mesh):
+        scores = HeldOut(split=options.split)(model)
+    print(json.dumps({f"{options.split}/{k}": v for k, v in scores.numbers.items()}))
+
+
+def predict(arguments: list[str]) -> None:
+    """Writes one JSON line for every line read."""
+    from research.infer.loaded import load
+    from research.infer.predict import predict as predictions
+
+    parser = Parser("predict")
+    parser.add_argument("run")
+    parser.add_argument("--input", default="-", help="a file, or - for standard input")
+    parser.add_argument("--output", default="-", help="a file, or - for standard output")
+    options = parser.parse_args(arguments)
+    loaded = load(options.run)
+    with ExitStack() as files:
+        if options.input == "-":
+            lines: Any = sys.stdin.buffer
+        else:
+            lines = files.enter_context(open_or_say(options.input, "rb"))
+        sink = sys.stdout
+        if options.output != "-":
+            sink = files.enter_context(open_or_say(options.output, "w"))
+        for prediction in predictions(loaded, lines, name=options.input):
+            print(json.dumps(prediction, ensure_ascii=False), file=sink)
+
+
+def open_or_say(path: str, mode: str) -> Any:
+    """An open file; raises ConfigError or StorageError with the reason where it cannot be."""
+    try:
+        return Path(path).open(mode, encoding=None if "b" in mode else "utf-8")
+    except OSError as error:
+        kind = ConfigError if "r" in mode else StorageError
+        raise kind(f"{path}: {error.strerror}") from None
+
+
+def report(arguments: list[str]) -> None:
+    """Writes the page of one run, or one that compares several."""
+    from research.study.report import compare_page, run_page, write_page
+
+    parser = Parser("report")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--to", default=None, help="the folder for a comparison's page")
+    options = parser.parse_args(arguments)
+    paths = [Path(path) for path in options.runs]
+    page = run_page(paths[0]) if len(paths) == 1 else compare_page(paths)
+    target = Path(options.to) if options.to else paths[0] if len(paths) == 1 else Path()
+    write_page(page, target)
+    print(f"{page.text()}\n\npage: {target / 'report.html'}")
+
+
+def export(arguments: list[str]) -> None:
+    """Writes a directory in another library's format."""
+    from research.infer.loaded import load
+    from research.models import pretrained
+
+    parser = Parser("export")
+    parser.add_argument("run")
+    parser.add_argument("--to", nargs=2, required=True, metavar=("hf", "DIR"))
+    options = parser.parse_args(arguments)
+    kind, target = options.to
+    if kind != "hf":
+        raise ConfigError(f"export --to {kind}: the only format is hf")
+    loaded = load(options.run)
+    pretrained.save(target, loaded.task, loaded.params, loaded.config.data.tokenizer)
+    print(f"{target}: {type(loaded.task).__name__} of {options.run} for transformers")
+
+
+def replay(arguments: list[str]) -> None:
+    """Takes the step again that a run could not take, and prints its means."""
+    from research.replay import replay as replayed
+
+    parser = Parser("replay")
+    parser.add_argument("run")
+    print(json.dumps(replayed(parser.parse_args(arguments).run)))
+
+
+def bench(arguments: list[str]) -> None:
+    """Runs a workload of ours and of its rival in turn, and prints ratios."""
+    from research.bench import main as run_bench
+
+    run_bench(arguments)
+
+
+VERBS = {
+    verb.__name__: verb
+    for verb in (train, study, show, evaluate, predict, report, export, replay, bench)
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""The audit: what will be trained, parameter by parameter, and what it will cost, before it is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from research import runs, sharding
+from research.config import Config
+
+
+def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, Any]:
+    """{"summary": facts, "parameters": one row a path}, as JSON values; `params` may be abstract.
+
+    FLOPs are those of the blocks' products and attention, 6 a parameter and token where it learns,
+    4 where it only passes gradients on; bytes are those of parameters, gradients and AdamW's state.
+    """
+    flat = flatten_dict(params, sep="/")
+    rules = config.adapt.rules(flat)
+    rows = []
+    for path, leaf in flat.items():
+        rule = rules[path]
+        spec = sharding.partition(path, leaf.shape, mesh)
+        rows.append(
+            {
+                "path": path,
+                "shape": list(leaf.shape),
+                "dtype": str(leaf.dtype),
+                "parameters": math.prod(leaf.shape),
+                "learns": rule.learns,
+                "multiplier": rule.multiplier if rule.learns else 0.0,
+                "decay": config.optim.weight_decay if rule.learns and rule.decays else 0.0,
+                "sharding": list(spec),
+            }
+        )
+    total = sum(row["parameters"] for row in rows)
+    learning = sum(row["parameters"] for row in rows if row["learns"])
+    spec = getattr(config.task.backbone, "spec", None)
+    stats = batches.stats()
+    summary = {
+        "parameters": total,
+        "learning": learning,
+        "flops_per_token": flops_per_token(rows, spec, batches.shapes[0][1]),
+        "state_mb": round((4 * total + 12 * learning) / 2**20, 1),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        **stats,
+    }
+    return {"summary": summary, "parameters": rows}
+
+
+def flops_per_token(rows: list[dict[str, Any]], spec: Any, tokens: int) -> float:
+    """Floating-point operations of a training step, for each token of a row of `tokens`."""
+    products = 0.0
+    for row in rows:
+        if row["path"].startswith("backbone/block") and row["path"].endswith("kernel"):
+            products += row["parameters"] * (6 if row["learns"] else 4)
+    attention = 12 * spec.depth * spec.width * tokens if spec is not None else 0
+    return products + attention
+
+
+def write(
+    directory: Any,
+    config: Config,
+    params: Any,
+    mesh: Mesh,
+    batches: Any,
+) -> None:
+    """Keeps the audit beside the run, for its report."""
+    found = audit(config, params, mesh, batches)
+    runs.write_atomic(Path(directory.path) / "audit.json", json.dumps(found, indent=1).encode())
+
+
+def text(found: dict[str, Any]) -> str:
+    """The audit for a terminal; blocks that are alike are one line."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for row in found["parameters"]:
+        parts = row["path"].split("/")
+        name = "/".join("block_*" if part.startswith("block_") else part for part in parts)
+        key = (name, str(tuple(row["shape"])), row["learns"], row["multiplier"], row["decay"])
+        groups.setdefault((*key, "x".join(str(a or "-") for a in row["sharding"])), []).append(name)
+    width = max(len(key[0]) for key in groups)
+    lines = [f"{'parameter':<{width}}  {'shape':<16} count  learns  rate x  decay  sharding"]
+    for (name, shape, learns, multiplier, decay, spec), members in groups.items():
+        lines.append(
+            f"{name:<{width}}  {shape:<16} {len(members):>5}  {'yes' if learns else 'no':<6}"
+            f"  {multiplier:<6g}  {decay:<5g}  {spec or '-'}"
+        )
+    lines += ["", *(f"{name}: {value}" for name, value in found["summary"].items())]
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""Evaluators: what is measured of a model, each example of a split exactly once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from research import sharding
+from research.errors import PreemptedError
+from research.programs import Program
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Numbers by name, and details a report can draw (confusion matrix, worst mistakes)."""
+
+    numbers: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A task with its parameters, and the data it may be asked about."""
+
+    task: nn.Module
+    params: Any
+    data: Any
+    mesh: Mesh
+    stop: Callable[[], bool] = lambda: False
+
+    def open(self, split: str, batch_size: int) -> Any:
+        """A split in its order, laid out for this mesh."""
+        return open_split(self.data, split, batch_size, sharding.row_shards(self.mesh))
+
+
+class Evaluator(Protocol):
+    """Measures a model; `name` prefixes its numbers: "dev" gives "dev/accuracy"."""
+
+    @property
+    def name(self) -> str:
+        """The prefix."""
+
+    def __call__(self, model: Model) -> Scores:
+        """Raises PreemptedError as soon as `model.stop()` says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The task's own loss and scores on a split."""
+
+    split: str = "dev"
+    batch_size: int = 128
+
+    @property
+    def name(self) -> str:
+        """The split."""
+        return self.split
+
+    def __call__(self, model: Model) -> Scores:
+        means, outputs = forward(model, model.open(self.split, self.batch_size))
+        numbers, details = model.task.score(means, outputs)
+        for mistake in details.get("mistakes", ()):
+            mistake["text"] = model.data.text_of(self.split, mistake["id"])
+        return Scores(numbers, details)
+
+
+@functools.lru_cache(maxsize=16)
+def open_split(data: Any, split: str, batch_size: int, multiple: int) -> Any:
+    """A split in its order; opened once a process, because every evaluation asks again."""
+    return data.open(split, batch_size, multiple=multiple)
+
+
+@functools.lru_cache(maxsize=16)
+def make_forward(task: nn.Module, *, means: bool) -> Program:
+    """The compiled (params, batch, key) -> (means, outputs), shared by equal tasks.
+
+    Without `means` the batch needs no labels.
+    """
+
+    def step(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Any:
+        variables = {"params": params}
+        sums = task.apply(variables, batch, train=False, rngs={"noise": key}) if means else {}
+        return sums, task.apply(variables, batch, method="predict")
+
+    return Program(step)
+
+
+def forward(
+    model: Model, batches: Any, *, means: bool = True
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Means over all examples, and what `predict` says of each in the order of their ids, [N, ...].
+
+    The one fixed key makes masks a function of the example: every evaluation asks the same.
+    """
+    program, key = make_forward(model.task, means=means), jax.random.key(0)
+    sums: dict[str, list[float]] = {}
+    pieces: dict[str, list[np.ndarray]] = {}
+    for step in range(batches.steps):
+        if model.stop():
+            raise PreemptedError("told to stop during an evaluation")
+        batch = batches.batch(step)
+        found, outputs = jax.device_get(program(model.params, sharding.put(batch, model.mesh), key))
+        for name, mean in found.items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += float(mean.total)
+            total[1] += float(mean.count)
+        taken = batch["ids"] >= 0
+        outputs |= {name: batch[name] for name in ("ids", "labels") if name in batch}
+        for name, values in outputs.items():
+            pieces.setdefault(name, []).append(np.asarray(values)[taken])
+    order = np.argsort(np.concatenate(pieces["ids"]), kind="stable")
+    gathered = {name: np.concatenate(values)[order] for name, values in pieces.items()}
+    averages = {
+        name: total / count if count else float("nan") for name, (total, count) in sums.items()
+    }
+    return averages, gathered

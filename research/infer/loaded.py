@@ -1,0 +1,61 @@
+"""A finished run, read back: its config, its task and its best parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from research import checkpoint, runs
+from research.config import Config, build
+from research.errors import ConfigError
+from research.evaluate import Model
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run directory holds. The tokenizer is the run's own copy."""
+
+    path: Path
+    config: Config
+    params: Any
+
+    @property
+    def task(self) -> nn.Module:
+        """The resolved task."""
+        return self.config.task
+
+    def model(self) -> Model:
+        """The model on this process's devices."""
+        mesh = dataclasses.replace(self.config.mesh, data=-1).build()
+        return Model(self.task, jax.device_put(self.params), self.config.data, mesh)
+
+
+def load(path: str | Path) -> Loaded:
+    """A run's best checkpoint, or its newest where nothing was tracked.
+
+    Raises ConfigError where `path` is no run or has no checkpoint.
+    """
+    path = Path(path)
+    config = build(runs.read_config(path)["config"])
+    directory = path / "checkpoints"
+    step = checkpoint.best(directory) or checkpoint.latest(directory)
+    if step is None:
+        raise ConfigError(f"{path}: has no checkpoint yet")
+    params: dict[str, Any] = checkpoint.load_tree(directory, step=step)
+    if getattr(config.data, "tokenizer", None) is not None:
+        own = own_tokenizer(path, config.data.tokenizer)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=own))
+    return Loaded(path, config, jax.tree.map(np.asarray, params))
+
+
+def own_tokenizer(path: Path, source: str) -> str:
+    """Where the run keeps its copy of the tokenizer: a directory, or the one file it was."""
+    directory = path / "tokenizer"
+    single = directory / Path(source).name
+    return str(single if single.is_file() else directory)

@@ -1,0 +1,134 @@
+"""Before the first step: what the config leaves open is filled, and parameters get their values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from research import audit, checkpoint, runs, sharding
+from research.config import Config, build, fields
+from research.errors import ConfigError
+from research.models import pretrained
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a run directory of Graft's, rather than Hugging Face's or a hub id."""
+    return (Path(path) / "checkpoints").is_dir()
+
+
+def resolve(config: Config) -> Config:
+    """The same config with nothing left open.
+
+    A task without `backbone` and data without `tokenizer` take those of `init_from`; a task's empty
+    fields take the data's facts of the same name (`labels`, `mask_id`, ...); `epochs` become steps.
+    """
+    config.check()
+    task, data = config.task, config.data
+    if getattr(data, "tokenizer", "") is None:
+        data = dataclasses.replace(data, tokenizer=tokenizer_of(needed(config, "data.tokenizer")))
+    if getattr(task, "backbone", "") is None:
+        task = task.clone(backbone=trunk_of(needed(config, "task.backbone")))
+    facts = data.facts()
+    unset = {
+        name: facts[name] for name, value in fields(task) if value in (None, ()) and name in facts
+    }
+    task = task.clone(**unset)
+    vocabulary = facts.get("vocab_size")
+    rows = getattr(getattr(task.backbone, "spec", None), "vocab_size", vocabulary)
+    if vocabulary is not None and rows < vocabulary:
+        raise ConfigError(
+            f"the trunk has {rows} token vectors, but the tokenizer {data.tokenizer} makes "
+            f"{vocabulary} tokens"
+        )
+    steps = config.steps
+    if steps is None:
+        examples = data.open("train", config.batch_size).rows
+        steps = math.ceil(config.epochs * examples / config.batch_size)
+    return dataclasses.replace(config, task=task, data=data, steps=steps, epochs=None)
+
+
+def needed(config: Config, field: str) -> str:
+    """`init_from`, which `field` is to be read from."""
+    if config.init_from is None:
+        raise ConfigError(f"config: {field} is not set, and there is no init_from to take it from")
+    return config.init_from
+
+
+def trunk_of(source: str) -> nn.Module:
+    """The trunk of a run or of a Hugging Face directory, without weights."""
+    if is_run(source):
+        return build(runs.read_config(source))["config"].task.backbone
+    return pretrained.trunk(pretrained.resolve(source))
+
+
+def tokenizer_of(source: str) -> str:
+    """Where the tokenizer of a run or of a Hugging Face directory lies."""
+    return str(Path(source) / "tokenizer" if is_run(source) else pretrained.resolve(source))
+
+
+def open_training(config: Config, mesh: Mesh) -> Any:
+    """The training stream of a resolved config, laid out for the mesh and the micro-batches."""
+    return config.data.open(
+        "train",
+        config.batch_size,
+        steps=config.steps,
+        seed=config.seed,
+        multiple=sharding.row_shards(mesh) * config.microbatches,
+    )
+
+
+def abstract_batch(batches: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the first batch."""
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batches.batch(0).items()}
+
+
+def initialize(task: nn.Module, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, Any]:
+    """Parameters from scratch, as a nested dict."""
+    return task.init({"params": key, "noise": key}, batch, train=False)["params"]
+
+
+def abstract_params(task: nn.Module, batch: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a task's parameters; nothing is computed."""
+    shapes = jax.eval_shape(lambda b: initialize(task, b, jax.random.key(0)), batch)
+    return sharding.shard(shapes, mesh)
+
+
+def starting_params(
+    config: Config, abstract: Any, batch: Any, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Transferred from a run, loaded from a Hugging Face directory, or drawn anew.
+
+    What `init_from` lacks (the head) is drawn anew; what was not used of it is reported by name.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+    draw = jax.jit(lambda key: initialize(config.task, shapes, key), out_shardings=shardings)
+    fresh = draw(jax.random.key(config.seed))
+    if config.init_from is None:
+        return fresh
+    if is_run(config.init_from):
+        source = checkpoint.load_tree(Path(config.init_from) / "checkpoints")
+        params, account = pretrained.transfer(source, abstract, fresh=fresh)
+    else:
+        params, account = pretrained.load(
+            pretrained.resolve(config.init_from), abstract, fresh=fresh
+        )
+    report(f"{config.init_from}: {account}")
+    return params
+
+
+def examine(config: Config) -> dict[str, Any]:
+    """The audit of a config, without training it: data are opened, parameters are not made."""
+    config = resolve(config)
+    mesh = config.mesh.build()
+    batches = open_training(config, mesh)
+    params = abstract_params(config.task, abstract_batch(batches), mesh)
+    return audit.audit(config, params, mesh, batches)

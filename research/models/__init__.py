@@ -1,0 +1,1 @@
+"""Trunks: the networks that weights are loaded into and task heads are grafted on."""

@@ -1,0 +1,206 @@
+"""The few layers every trunk is made of: dense, norms, dropout and attention.
+
+Parameters are float32; `dtype` is what matrix products and activations are computed in. Softmax and
+norms are computed in float32 whatever `dtype` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Norm = Literal["layer", "rms"]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+# BERT's: values further than two standard deviations out are drawn again.
+initializer = nn.initializers.truncated_normal(0.02)
+
+
+def compute_dtype(dtype: Dtype) -> jnp.dtype:
+    """What matrix products run in: "auto" is bfloat16 on accelerators and float32 on a CPU, where
+    XLA's bfloat16 backward pass is slower than float32."""
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(dtype)
+
+
+def mix(x: jax.Array) -> jax.Array:
+    """A bijective hash of uint32 in which every input bit reaches every output bit.
+
+    Two rounds of multiply and xor-shift with the constants found by C. Wellons' search
+    (https://github.com/skeeto/hash-prospector). Fuses into its consumer, unlike threefry.
+    """
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def token_noise(key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """One random uint32 a token, [B, T], a function of (key, example, position) alone.
+
+    So a token meets the same dropout and the same masking wherever packing puts it, on any mesh.
+    """
+    seed = jax.random.bits(key, dtype=jnp.uint32)
+    slots = jnp.maximum(batch["segments"] - 1, 0)
+    examples = jnp.take_along_axis(batch["ids"], slots, axis=1).astype(jnp.uint32)
+    return mix(mix(examples ^ seed) + batch["positions"].astype(jnp.uint32))
+
+
+def dropout(x: jax.Array, rate: float, noise: jax.Array | None) -> jax.Array:
+    """Zeroes elements of `x` with probability `rate` and scales the rest (Srivastava et al., 2014).
+
+    `noise` is uint32 and broadcasts against all but the last axis of `x`, whose index tells its
+    elements apart; None switches dropout off.
+    """
+    if noise is None or rate == 0.0:
+        return x
+    lanes = lax.broadcasted_iota(jnp.uint32, (1,) * (x.ndim - 1) + (x.shape[-1],), x.ndim - 1)
+    bits = mix(noise[..., None] + lanes * jnp.uint32(0x9E3779B9))
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))
+
+
+class Dense(nn.Module):
+    """y = x W + b, over the last axis: [..., D] -> [..., features]."""
+
+    features: int
+    bias: bool = True
+    dtype: Dtype = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = compute_dtype(self.dtype)
+        kernel = self.param("kernel", initializer, (x.shape[-1], self.features))
+        y = jnp.matmul(
+            x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
+        ).astype(dtype)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Subtracts the mean and divides by the standard deviation (Ba et al., 2016), in float32."""
+
+    epsilon: float = 1e-12
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        y = y * self.param("scale", nn.initializers.ones, (width,))
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (width,))
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square (Zhang & Sennrich, 2019), in float32."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.param("scale", nn.initializers.ones, (x.shape[-1],))).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of vectors: int [...] -> [..., features]; `attend` scores against all of them."""
+
+    rows: int
+    features: int
+    dtype: Dtype = "auto"
+
+    def setup(self) -> None:
+        self.table = self.param("table", initializer, (self.rows, self.features))
+
+    def __call__(self, indices: jax.Array) -> jax.Array:
+        return jnp.take(self.table, indices, axis=0).astype(compute_dtype(self.dtype))
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., rows]: the inner product with every row of the table."""
+        dtype = compute_dtype(self.dtype)
+        return jnp.einsum(
+            "...d,vd->...v",
+            x.astype(dtype),
+            self.table.astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions (Su et al., 2021), halves paired as in Llama: [B, T, H, K] -> same."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # [B, T, 1, K/2]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attention_mask(batch: dict[str, jax.Array], *, causal: bool) -> jax.Array:
+    """bool [B, T, T], query by key: the same example, and for `causal` not a later position."""
+    segments = batch["segments"]
+    mask = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+    if causal:
+        mask &= batch["positions"][:, :, None] >= batch["positions"][:, None, :]
+    return mask
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    *,
+    rate: float = 0.0,
+    noise: jax.Array | None = None,
+    positions: jax.Array | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al., 2017) with grouped key and value heads.
+
+    query [B, T, H, K]; key, value [B, T, G, K], H a multiple of G; mask bool [B, T, T].
+    Softmax in float32. `noise` [B, T] drops probabilities at `rate`; `positions` [B, T] names the
+    keys, so that a pair of tokens meets the same mask in any layout. Returns [B, T, H, K].
+    """
+    rows, tokens, heads, width = query.shape
+    groups = key.shape[2]
+    query = query.reshape(rows, tokens, groups, heads // groups, width)
+    scores = jnp.einsum("btghk,bsgk->bghts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * width**-0.5, jnp.float32(-1e30))
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    if noise is not None and rate > 0.0:
+        # An element is told apart by query (noise), head and the key's position in its example.
+        head = jnp.arange(heads, dtype=jnp.uint32).reshape(groups, heads // groups)
+        query_head = mix(noise[:, None, None, :] + head[..., None] * jnp.uint32(0x85EBCA77))
+        pair = query_head[..., None] + positions[:, None, None, None, :].astype(
+            jnp.uint32
+        ) * jnp.uint32(0x9E3779B9)
+        keep = mix(pair) >= jnp.uint32(round(rate * 2**32))
+        probabilities = jnp.where(keep, probabilities * (1.0 / (1.0 - rate)), 0.0)
+    out = jnp.einsum(
+        "bghts,bsgk->btghk",
+        probabilities.astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+    )
+    return out.reshape(rows, tokens, heads, width).astype(value.dtype)

@@ -1,0 +1,39 @@
+"""Compiled programs: each is compiled once a batch shape, ahead of its first call, and counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+class Program:
+    """A jitted function of (state, batch, key) with an executable for every shape of batch.
+
+    `seconds` is the time spent tracing and compiling, `len(program.executables)` the compile count.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, donate: bool = False) -> None:
+        self.jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
+        self.executables: dict[Any, jax.stages.Compiled] = {}
+        self.seconds = 0.0
+
+    def __call__(self, state: Any, batch: dict[str, jax.Array], key: jax.Array) -> Any:
+        return self.compiled(state, batch, key)(state, batch, key)
+
+    def compiled(self, state: Any, batch: Any, key: Any) -> jax.stages.Compiled:
+        """The executable for arguments of these shapes; arrays or ShapeDtypeStructs."""
+        shapes = tuple(sorted((name, tuple(x.shape)) for name, x in batch.items()))
+        layout = jax.tree.leaves(state)[0].sharding
+        if (shapes, layout) not in self.executables:
+            started = time.monotonic()
+            self.executables[shapes, layout] = self.jitted.lower(state, batch, key).compile()
+            self.seconds += time.monotonic() - started
+        return self.executables[shapes, layout]
+
+    def flops(self) -> float:
+        """Floating-point operations of the costliest executable, as XLA counts them."""
+        costs = [executable.cost_analysis() for executable in self.executables.values()]
+        return max((cost.get("flops", 0.0) for cost in costs if cost), default=0.0)

@@ -1,0 +1,54 @@
+"""The bundle a run leaves that ends with exit 3: a state and the batch that it cannot take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from research import config as configs
+from research import initialize, runs, sharding
+from research.checkpoint import Checkpoints
+from research.config import Config
+from research.errors import ConfigError
+from research.step import abstract_state, make_step
+
+
+def write(directory: Path, state: Any, batch: dict[str, np.ndarray], step: int) -> Path:
+    """Keeps the state in which `step` was tried, and the batch it was tried on."""
+    bundle = directory / "replay"
+    checkpoints = Checkpoints(bundle / "checkpoints")
+    before = state.replace(step=jnp.asarray(step, jnp.int32))
+    checkpoints.save(step, before, {}, wait=True)
+    checkpoints.close()
+    save_file(batch, bundle / "batch.safetensors")
+    return bundle
+
+
+def replay(run: str | Path) -> dict[str, float]:
+    """Takes the step again that the run could not take; returns its means.
+
+    Raises ConfigError where the run has no bundle.
+    """
+    bundle = Path(run) / "replay"
+    if not (bundle / "batch.safetensors").is_file():
+        raise ConfigError(f"{run}: has no replay bundle; only a run that ended with exit 3 has one")
+    config: Config = configs.build(runs.read_config(run)["config"])
+    batch = load_file(bundle / "batch.safetensors")
+    mesh = config.mesh.build()
+    with jax.set_mesh(mesh):
+        params = initialize.abstract_params(config.task, batch, mesh)
+        abstract, _ = abstract_state(config.optim, config.adapt, config.steps, params, mesh)
+        restored = Checkpoints(bundle / "checkpoints").restore(abstract)
+        if restored is None:
+            raise ConfigError(f"{bundle}: the checkpoint in it is damaged")
+        program = make_step(
+            config.task, config.optim, config.adapt, config.steps, config.microbatches
+        )
+        key = jax.random.key(config.seed)
+        _, means = program(restored.state, sharding.put(batch, mesh), key)
+    return {name: float(mean.value) for name, mean in jax.device_get(means).items()}

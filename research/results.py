@@ -1,0 +1,105 @@
+"""The files of a run that are not state: whose directory it is, what came out, what went wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from research import config as configs
+from research import runs
+from research.config import Config
+from research.errors import ConfigError
+from research.journal import Clock
+from research.programs import Program
+from research.runs import RunDirectory
+
+
+def claim(directory: RunDirectory, config: Config) -> dict[str, Any] | None:
+    """Makes the directory this config's; returns its result where it is done already.
+
+    Raises ConfigError where the directory holds a run of another config, naming the differences.
+    """
+    described = {"config": configs.describe(config), "fingerprint": configs.fingerprint(config)}
+    held = directory.config
+    if held is None:
+        directory.write_config(described)
+        keep_tokenizer(config, Path(directory.path))
+        return None
+    if held["fingerprint"] != described["fingerprint"]:
+        changes = "; ".join(configs.differences(held["config"], described["config"])[:5])
+        raise ConfigError(
+            f"{directory.path} holds a run of another config ({changes}): "
+            "choose another --name, or delete it"
+        )
+    result = directory.result()
+    return result if result is not None and result["status"] == "done" else None
+
+
+def keep_tokenizer(config: Config, directory: Path) -> None:
+    """Copies the tokenizer's files into the run, so that it can be used alone."""
+    source = getattr(config.data, "tokenizer", None)
+    if source is None:
+        return
+    target = directory / "tokenizer"
+    target.mkdir(exist_ok=True)
+    if Path(source).is_file():
+        shutil.copyfile(source, target / Path(source).name)
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, target / name)
+
+
+def same_data(stored: str, found: str, directory: RunDirectory) -> None:
+    """Raises ConfigError where a checkpoint was trained on other rows than are there now."""
+    if stored != found:
+        raise ConfigError(
+            f"{directory.path}: the training data changed since its checkpoint was written "
+            f"(fingerprint {stored} -> {found}); resuming would not give the same model"
+        )
+
+
+def summarize(
+    config: Config,
+    step: int,
+    memory: dict[str, Any],
+    clock: Clock,
+    *,
+    checkpoint: int,
+    batches: Any,
+    program: Program,
+) -> dict[str, Any]:
+    """What result.json holds: the scores at the best step, or at the last without `track`."""
+    scored = memory["best"] or memory["last"] or {"metrics": {}, "details": {}, "step": step}
+    train = {f"train/{name}": value for name, value in memory["train"].items()}
+    return {
+        "name": config.name,
+        "status": "done",
+        "metrics": train | scored["metrics"],
+        "details": scored["details"],
+        "steps": step,
+        "examples": memory["examples"],
+        "tokens": memory["tokens"],
+        "seconds": clock.summary(),
+        "peak_memory_mb": round(runs.peak_memory_mb(), 1),
+        "checkpoint": f"checkpoints/{checkpoint}",
+        "fingerprints": {
+            "config": configs.fingerprint(config),
+            "data": batches.fingerprint,
+            "tokenizer": config.data.facts().get("tokenizer_fingerprint"),
+            "code": runs.code_fingerprint(),
+        },
+        "seed": config.seed,
+        "compiled": len(program.executables),
+        "flops_per_step": program.flops(),
+        "data": batches.stats(),
+        **runs.environment(),
+    }
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """A result in one line: scores, steps, time."""
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items())
+    seconds = summary["seconds"]["total"]
+    return f"{scores or 'no scores'}; {summary['steps']} steps in {seconds:.0f} s"

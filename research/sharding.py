@@ -1,0 +1,128 @@
+"""Where arrays live: the mesh, one table from parameter path to axes, batches on their devices.
+
+Axes: `data` replicates parameters, `fsdp` shards them and their optimizer state (Zhao et al.,
+2023), `tensor` splits matrix products (Shoeybi et al., 2019). A batch's rows are spread over
+data x fsdp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from research.errors import ConfigError
+
+ROWS = ("data", "fsdp")
+
+# The first pattern found in the path decides. Axes are those of the last dimensions, so that a
+# scanned stack, which has one more in front, needs no rule of its own.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(embed|embed_positions|embed_types|unembed)/table$", ("tensor", "fsdp")),
+    (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),
+    (r"mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
+    (r"(attention/out|mlp/down)/kernel$", ("tensor", "fsdp")),
+    (r"(attention/(query|key|value)|mlp/(up|gate))/bias$", ("tensor",)),
+    (r"backbone/pooler/kernel$", ("fsdp", "tensor")),
+    (r"(bias|scale)$", ()),
+    # What a task adds to its trunk is small: only its input side is sharded.
+    (r"^(?!.*backbone/).*(kernel|table)$", ("fsdp", None)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshSpec:
+    """How many devices along each axis; one of them may be -1, which takes the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def build(self, devices: list[jax.Device] | None = None) -> Mesh:
+        """The mesh over `devices` (all by default). Raises ConfigError where they do not fit."""
+        devices = jax.devices() if devices is None else devices
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        open_axes = [name for name, size in sizes.items() if size == -1]
+        fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+        if len(open_axes) > 1 or fixed < 1 or any(size < -1 for size in sizes.values()):
+            raise ConfigError(f"mesh {sizes}: sizes are positive, and at most one axis is -1")
+        for name in open_axes:
+            sizes[name] = len(devices) // fixed
+        if int(np.prod(list(sizes.values()))) != len(devices):
+            raise ConfigError(f"mesh {sizes} does not fit {len(devices)} devices")
+        return jax.make_mesh(
+            tuple(sizes.values()),
+            tuple(sizes),
+            axis_types=(AxisType.Auto,) * len(sizes),
+            devices=devices,
+        )
+
+
+def row_shards(mesh: Any) -> int:
+    """Over how many shards a batch's rows are spread."""
+    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
+
+
+def batch_shards(rows: int) -> int:
+    """The same of the mesh in force (`jax.set_mesh`); 1 without, or where `rows` do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else row_shards(mesh)
+    return shards if rows % shards == 0 else 1
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Keeps axis 0 of `x` spread over the rows' axes, and whole otherwise."""
+    if jax.sharding.get_abstract_mesh().empty or batch_shards(x.shape[0]) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree key path as "backbone/block_0/mlp/up/kernel"."""
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )
+
+
+def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The axes of one parameter (or of its optimizer state, whose path ends in the parameter's).
+
+    An axis that does not divide its dimension is left out. Raises ConfigError where no rule fits.
+    """
+    if not shape:
+        return PartitionSpec()
+    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
+    if axes is None:
+        raise ConfigError(
+            f"no sharding rule for parameter {path} {shape}; add one to research/sharding.py"
+        )
+    axes = (None,) * (len(shape) - len(axes)) + axes
+    return PartitionSpec(
+        *(
+            axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape)
+        )
+    )
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """The same tree of ShapeDtypeStruct, each with the sharding that its path asks for."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        spec = partition(path_name(path), leaf.shape, mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's rows of a batch, as global arrays spread over the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }

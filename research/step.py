@@ -1,0 +1,125 @@
+"""One step: the state it changes, the gradient it takes, and the program it becomes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from research import sharding
+from research.adapt import Rule, Strategy
+from research.metrics import Mean
+from research.optim import Optim
+from research.programs import Program
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes. `opt_state` is over the flat dict of what learns."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def init_state(
+    params: Any, tx: optax.GradientTransformation, rules: Mapping[str, Rule]
+) -> TrainState:
+    """Step 0 with these parameters."""
+    learning = {
+        path: leaf for path, leaf in flatten_dict(params, sep="/").items() if rules[path].learns
+    }
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(learning))
+
+
+def abstract_state(
+    optim: Optim, adapt: Strategy, steps: int | None, params: Any, mesh: Mesh
+) -> tuple[Any, Callable[[Any], TrainState]]:
+    """Shapes and shardings of the state, and the function that makes it of parameters."""
+    rules = adapt.rules(flatten_dict(params, sep="/"))
+    create = functools.partial(init_state, tx=optim.build(steps or 1, rules), rules=rules)
+    return sharding.shard(jax.eval_shape(create, params), mesh), create
+
+
+def train_step(
+    task: nn.Module,
+    tx: optax.GradientTransformation,
+    rules: Mapping[str, Rule],
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    microbatches: int = 1,
+) -> tuple[TrainState, dict[str, Mean]]:
+    """One update of what learns, by the gradient of the batch's mean loss.
+
+    Totals and counts are summed over micro-batches and divided once, so their number does not
+    matter. A step whose loss or gradient is not finite changes nothing but the step count.
+    """
+    key = jax.random.fold_in(key, state.step)
+    params = flatten_dict(state.params, sep="/")
+    learning = {path: leaf for path, leaf in params.items() if rules[path].learns}
+
+    def total(learning: Any, batch: Any) -> tuple[jax.Array, dict[str, Mean]]:
+        tree = unflatten_dict(params | learning, sep="/")
+        means = task.apply({"params": tree}, batch, train=True, rngs={"noise": key})
+        return means["loss"].total, means
+
+    def gradient(batch: Any) -> tuple[Any, dict[str, Mean]]:
+        (_, means), grads = jax.value_and_grad(total, has_aux=True)(learning, batch)
+        return grads, means
+
+    if microbatches == 1:
+        grads, means = gradient(batch)
+    else:
+        # Every microbatches-th row, so that each shard of the rows stays on its device.
+        slices = {
+            name: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
+            for name, x in batch.items()
+        }
+        zero = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], slices)),
+        )
+        (grads, means), _ = jax.lax.scan(
+            lambda sums, rows: (jax.tree.map(jnp.add, sums, gradient(rows)), None), zero, slices
+        )
+    grads = jax.tree.map(lambda g: g / jnp.maximum(means["loss"].count, 1e-9), grads)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"].total)
+    updates, opt_state = tx.update(grads, state.opt_state, learning)
+    learned = optax.apply_updates(learning, updates)
+    learned, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (learned, opt_state),
+        (learning, state.opt_state),
+    )
+    means |= {"grad_norm": Mean.of(norm), "skipped": Mean.of(1.0 - finite.astype(jnp.float32))}
+    new = state.replace(
+        step=state.step + 1,
+        params=unflatten_dict(params | learned, sep="/"),
+        opt_state=opt_state,
+    )
+    return new, means
+
+
+@functools.lru_cache(maxsize=8)
+def make_step(
+    task: nn.Module, optim: Optim, adapt: Strategy, steps: int | None, microbatches: int
+) -> Program:
+    """The compiled train step; runs that differ in seed or data alone share it."""
+
+    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Mean]]:
+        rules = adapt.rules(flatten_dict(state.params, sep="/"))
+        tx = optim.build(steps or 1, rules)
+        return train_step(task, tx, rules, state, batch, key, microbatches=microbatches)
+
+    return Program(step, donate=True)

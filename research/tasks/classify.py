@@ -1,0 +1,101 @@
+"""Text classification: one label for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research import losses, metrics
+from research.metrics import Mean
+from research.models import layers
+from research.models.layers import Dense
+
+Batch = dict[str, jax.Array]
+
+
+class Classify(nn.Module):
+    """A linear head on one vector an example (Devlin et al., 2019).
+
+    `pool`: the first token, or the mean over an example's tokens; `pooler`: BERT's dense tanh layer
+    in between; `label_smoothing` in [0, 1); `label_weights`: one loss weight a label, in their
+    order, 1 where empty. Without `backbone` the trunk is the one in the config's `init_from`.
+    """
+
+    backbone: nn.Module | None = None
+    labels: tuple[str, ...] = ()
+    pool: Literal["first", "mean"] = "first"
+    pooler: bool = True
+    dropout: float = 0.1
+    label_smoothing: float = 0.0
+    label_weights: tuple[float, ...] = ()
+
+    def setup(self) -> None:
+        self.head = Dense(len(self.labels), dtype="float32")
+
+    def encode(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
+        """One vector an example: [B, M, D]; zero at empty places under mean pooling."""
+        x = self.backbone(batch, noise=noise)
+        x = pool_first(x, batch) if self.pool == "first" else pool_mean(x, batch)
+        return self.backbone.pool(x) if self.pooler else x
+
+    def logits(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
+        """float32 [B, M, C]."""
+        x = self.encode(batch, noise=noise)
+        if noise is not None:
+            first = jnp.take_along_axis(noise, batch["starts"], axis=1)
+            x = layers.dropout(x, self.dropout, first ^ jnp.uint32(0x4))
+        return self.head(x.astype(jnp.float32))
+
+    def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:
+        noise = layers.token_noise(self.make_rng("noise"), batch) if train else None
+        logits = self.logits(batch, noise=noise)
+        labels, weights = batch["labels"], batch["weights"]
+        values = losses.cross_entropy(logits, labels, smoothing=self.label_smoothing)
+        correct = jnp.argmax(logits, axis=-1) == labels
+        accuracy = Mean.of(correct.astype(jnp.float32), weights)
+        if self.label_weights:
+            weights = weights * jnp.asarray(self.label_weights, jnp.float32)[labels]
+        return {"loss": Mean.of(values, weights), "accuracy": accuracy}
+
+    def predict(self, batch: Batch) -> dict[str, jax.Array]:
+        """`probabilities` float32 [B, M, C]."""
+        return {"probabilities": jax.nn.softmax(self.logits(batch), axis=-1)}
+
+    def score(
+        self, means: dict[str, float], outputs: dict[str, np.ndarray]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Macro and micro F1 and MCC beside the means; the confusion matrix as a detail."""
+        guesses = outputs["probabilities"].argmax(-1)
+        matrix = metrics.confusion(outputs["labels"], guesses, len(self.labels))
+        numbers = {
+            "macro_f1": metrics.macro_f1(matrix),
+            "micro_f1": metrics.micro_f1(matrix),
+            "mcc": metrics.matthews(matrix),
+        }
+        return means | numbers, {"labels": list(self.labels), "confusion": matrix.tolist()}
+
+    def decode(self, output: dict[str, np.ndarray]) -> dict[str, Any]:
+        """{"label": name, "probabilities": {name: p}}."""
+        probabilities = [float(p) for p in output["probabilities"]]
+        best = int(np.argmax(probabilities))
+        return {
+            "label": self.labels[best],
+            "probabilities": dict(zip(self.labels, probabilities)),
+        }
+
+
+def pool_first(x: jax.Array, batch: Batch) -> jax.Array:
+    """The vector of each example's first token: [B, T, D] -> [B, M, D]."""
+    return jnp.take_along_axis(x, batch["starts"][..., None], axis=1)
+
+
+def pool_mean(x: jax.Array, batch: Batch) -> jax.Array:
+    """The mean vector of each example's tokens: [B, T, D] -> [B, M, D]."""
+    slots = jnp.arange(1, batch["ids"].shape[1] + 1, dtype=jnp.int32)
+    member = (batch["segments"][:, None, :] == slots[None, :, None]).astype(x.dtype)  # [B, M, T]
+    total = jnp.einsum("bmt,btd->bmd", member, x, preferred_element_type=jnp.float32)
+    return (total / jnp.maximum(batch["lengths"], 1)[..., None]).astype(x.dtype)

@@ -1,0 +1,226 @@
+"""The only loop over steps. It knows no task, no model and no data by name.
+
+config -> resolved config -> mesh -> batches -> state (resumed, transferred, loaded or fresh)
+-> step, step, step; evaluate and save now and then -> result
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from research import audit, initialize, replay, results, sharding
+from research.checkpoint import Checkpoints
+from research.config import Config
+from research.data.batches import prefetch
+from research.errors import NonFiniteError, PreemptedError
+from research.evaluate import Model
+from research.journal import Clock, Journal
+from research.metrics import Mean
+from research.runs import RunDirectory, StopSignal
+from research.step import TrainState, abstract_state, make_step
+
+MOST_NONFINITE = 5
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run: `metrics` is {"dev/accuracy": ...}, at the best or the last step."""
+
+    config: Config
+    path: Path
+    metrics: dict[str, float]
+    summary: dict[str, Any] = field(repr=False)
+
+
+def run(config: Config, workdir: str | Path = "runs", *, progress: bool = False) -> Result:
+    """Trains what the config says in `workdir/name`, or goes on where an earlier call was cut off.
+
+    A run that is already done is returned, not repeated. Raises ConfigError where the directory
+    holds a run of another config, PreemptedError, having saved, on SIGTERM, and NonFiniteError
+    after five steps in a row that could not be taken.
+    """
+    clock = Clock()
+    with RunDirectory.open(Path(workdir) / config.name) as directory, StopSignal() as stop:
+        with clock.phase("data"):
+            config = initialize.resolve(config)
+        summary = results.claim(directory, config)
+        if summary is None:
+            mesh = config.mesh.build()
+            with jax.set_mesh(mesh), Journal(directory, config.steps, show=progress) as journal:
+                summary = Loop(config, mesh, directory, journal, clock, stop).run()
+        return Result(config, Path(directory.path), summary["metrics"], summary)
+
+
+class Loop:
+    """One run in motion, between its first step and its result."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        directory: RunDirectory,
+        journal: Journal,
+        clock: Clock,
+        stop: StopSignal,
+    ) -> None:
+        self.config, self.mesh, self.directory = config, mesh, directory
+        self.journal, self.clock, self.stop = journal, clock, stop
+        with clock.phase("data"):
+            self.batches = initialize.open_training(config, mesh)
+        with clock.phase("startup"):
+            self.checkpoints = Checkpoints(
+                directory.path / "checkpoints", config.keep, report=journal.say
+            )
+            self.state = self.begin()
+        self.step = int(self.state.step)
+        self.key = jax.random.key(config.seed)
+        self.program = make_step(
+            config.task, config.optim, config.adapt, config.steps, config.microbatches
+        )
+        self.rate = config.optim.rate(config.steps)
+        every = math.ceil(self.batches.rows / config.batch_size)
+        self.eval_every = config.eval_every or every
+        self.save_every = config.save_every or self.eval_every
+
+    def begin(self) -> TrainState:
+        """The state this run goes on from: its own, or one made of the config's parameters."""
+        config, batch = self.config, initialize.abstract_batch(self.batches)
+        params = initialize.abstract_params(config.task, batch, self.mesh)
+        abstract, create = abstract_state(
+            config.optim, config.adapt, config.steps, params, self.mesh
+        )
+        audit.write(self.directory, config, params, self.mesh, self.batches)
+        restored = self.checkpoints.restore(abstract)
+        if restored is not None:
+            results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)
+            self.journal.recall(restored.meta["journal"], restored.step)
+            self.journal.say(f"resumed at step {restored.step}")
+            return restored.state
+        start = initialize.starting_params(config, params, batch, self.journal.say)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        return jax.jit(create, out_shardings=shardings)(start)
+
+    def run(self) -> dict[str, Any]:
+        """Steps to the end; returns what result.json holds."""
+        ended = self.step > 0 and self.settle()
+        pending = None
+        with closing(prefetch(self.batches, self.step, self.config.steps)) as stream:
+            while not ended and self.step < self.config.steps:
+                if self.stop.requested:
+                    self.preempt()
+                with self.clock.phase("wait"):
+                    _, batch = next(stream)
+                self.state, means = self.advance(batch)
+                # The previous step's numbers are read while this one runs.
+                self.note(pending)
+                pending = (means, batch)
+                self.step += 1
+                if self.boundary() or self.journal.memory["nonfinite"]:
+                    self.note(pending)
+                    pending = None
+                    ended = self.boundary() and self.settle()
+        return self.finish()
+
+    def advance(self, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, Mean]]:
+        """Dispatches one step."""
+        arguments = (self.state, sharding.put(batch, self.mesh), self.key)
+        with self.clock.phase("compile"):
+            compiled = self.program.compiled(*arguments)
+        return compiled(*arguments)
+
+    def boundary(self) -> bool:
+        """Whether anything but the next step is due now."""
+        config, step = self.config, self.step
+        saves = step % self.save_every == 0 or self.stop.requested
+        return step % config.log_every == 0 or step == config.steps or saves or self.evaluates()
+
+    def evaluates(self) -> bool:
+        """Whether this step's model is to be evaluated."""
+        at_end = self.step == self.config.steps
+        return bool(self.config.evals) and (at_end or self.step % self.eval_every == 0)
+
+    def note(self, pending: tuple[dict[str, Mean], dict[str, np.ndarray]] | None) -> None:
+        """Waits for a step and writes its means down; raises NonFiniteError after five bad ones."""
+        if pending is None:
+            return
+        means, batch = jax.device_get(pending[0]), pending[1]
+        tokens = int(batch["lengths"].sum())
+        self.journal.add(
+            means, int((batch["ids"] >= 0).sum()), tokens, 1 - tokens / batch["tokens"].size
+        )
+        if self.journal.memory["nonfinite"] >= MOST_NONFINITE:
+            where = replay.write(self.directory.path, self.state, batch, self.step - 1)
+            raise NonFiniteError(
+                f"{self.directory.path}: loss or gradient was not finite in {MOST_NONFINITE} steps "
+                f"in a row, up to step {self.step}; {where} replays the last of them"
+            )
+
+    def settle(self) -> bool:
+        """Logs, evaluates and saves what is due after `step` steps; whether the run ends early."""
+        best, config, memory = False, self.config, self.journal.memory
+        if memory["window"] and (self.step % config.log_every == 0 or self.step == config.steps):
+            self.journal.line(self.step, float(self.rate(self.step - 1)))
+        if self.evaluates() and memory["evaluated"] != self.step:
+            try:
+                with self.clock.phase("eval"):
+                    best = self.evaluate()
+            except PreemptedError:
+                self.preempt()
+        due = self.step % self.save_every == 0 or self.step == config.steps
+        if best or due or self.evaluates():
+            self.save(best=best, wait=self.step == config.steps)
+        self.checkpoints.poll()
+        return config.patience is not None and memory["since_best"] >= config.patience
+
+    def evaluate(self) -> bool:
+        """Runs every evaluator and writes the numbers; whether this is the best model so far."""
+        model = Model(
+            self.config.task,
+            self.state.params,
+            self.config.data,
+            self.mesh,
+            lambda: self.stop.requested,
+        )
+        metrics: dict[str, float] = {}
+        details: dict[str, Any] = {}
+        scores = {evaluator.name: evaluator(model) for evaluator in self.config.evals}
+        for name, score in scores.items():
+            self.journal.write(self.step, name, score.numbers)
+            metrics |= {f"{name}/{key}": value for key, value in score.numbers.items()}
+            details[name] = score.details
+        return self.journal.scored(self.step, metrics, details, self.config.track)
+
+    def save(self, *, best: bool = False, wait: bool = False) -> None:
+        """Hands the state to the checkpointer, with what the journal remembers."""
+        meta = {"journal": self.journal.memory, "data": self.batches.fingerprint}
+        with self.clock.phase("save"):
+            self.checkpoints.save(self.step, self.state, meta, best=best, wait=wait)
+
+    def preempt(self) -> NoReturn:
+        """Saves and raises PreemptedError."""
+        self.save(wait=True)
+        raise PreemptedError(f"{self.directory.path}: told to stop, saved at step {self.step}")
+
+    def finish(self) -> dict[str, Any]:
+        """Writes result.json."""
+        with self.clock.phase("save"):
+            self.checkpoints.close()
+        summary = results.summarize(
+            self.config,
+            self.step,
+            self.journal.memory,
+            self.clock,
+            checkpoint=self.checkpoints.best or self.step,
+            batches=self.batches,
+            program=self.program,
+        )
+        self.directory.write_result(summary)
+        return summary
