@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -32,14 +33,28 @@ class Clock:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
+    @property
+    def rest(self) -> float:
+        """Seconds that no phase claimed."""
+        return time.monotonic() - self.started - sum(self.seconds.values())
+
     def summary(self) -> dict[str, float]:
         """{"total": ..., "train": ..., phase: ...}, rounded to milliseconds."""
         total = time.monotonic() - self.started
-        rest = total - sum(self.seconds.values())
         return {
             name: round(seconds, 3)
-            for name, seconds in ({"total": total, "train": rest} | self.seconds).items()
+            for name, seconds in ({"total": total, "train": self.rest} | self.seconds).items()
         }
+
+
+def process_age() -> float:
+    """Seconds since this process was started, its imports included (Linux; elsewhere CPU time)."""
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return time.process_time()
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Journal:

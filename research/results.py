@@ -69,6 +69,7 @@ def summarize(
     checkpoint: int,
     batches: Any,
     program: Program,
+    first_step: float,
 ) -> dict[str, Any]:
     """What result.json holds: the scores at the best step, or at the last without `track`."""
     scored = memory["best"] or memory["last"] or {"metrics": {}, "details": {}, "step": step}
@@ -82,6 +83,7 @@ def summarize(
         "examples": memory["examples"],
         "tokens": memory["tokens"],
         "seconds": clock.summary(),
+        "first_step_seconds": round(first_step, 3),
         "peak_memory_mb": round(runs.peak_memory_mb(), 1),
         "checkpoint": f"checkpoints/{checkpoint}",
         "fingerprints": {

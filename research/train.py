@@ -22,7 +22,7 @@ from research.config import Config
 from research.data.batches import prefetch
 from research.errors import NonFiniteError, PreemptedError
 from research.evaluate import Model
-from research.journal import Clock, Journal
+from research.journal import Clock, Journal, process_age
 from research.metrics import Mean
 from research.runs import RunDirectory, StopSignal
 from research.step import TrainState, abstract_state, make_step
@@ -85,6 +85,7 @@ class Loop:
         self.program = make_step(
             config.task, config.optim, config.adapt, config.steps, config.microbatches
         )
+        self.first_step = 0.0
         self.rate = config.optim.rate(config.steps)
         every = math.ceil(self.batches.rows / config.batch_size)
         self.eval_every = config.eval_every or every
@@ -152,6 +153,7 @@ class Loop:
         if pending is None:
             return
         means, batch = jax.device_get(pending[0]), pending[1]
+        self.first_step = self.first_step or process_age()
         tokens = int(batch["lengths"].sum())
         self.journal.add(
             means, int((batch["ids"] >= 0).sum()), tokens, 1 - tokens / batch["tokens"].size
@@ -221,6 +223,7 @@ class Loop:
             checkpoint=self.checkpoints.best or self.step,
             batches=self.batches,
             program=self.program,
+            first_step=self.first_step,
         )
         self.directory.write_result(summary)
         return summary

@@ -59,6 +59,11 @@ def token_noise(key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     return mix(mix(examples ^ seed) + batch["positions"].astype(jnp.uint32))
 
 
+def over_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector along the last axis of `x`, with the rank of `x`: [D] -> [1, ..., 1, D]."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
 def dropout(x: jax.Array, rate: float, noise: jax.Array | None) -> jax.Array:
     """Zeroes elements of `x` with probability `rate` and scales the rest (Srivastava et al., 2014).
 
@@ -67,7 +72,7 @@ def dropout(x: jax.Array, rate: float, noise: jax.Array | None) -> jax.Array:
     """
     if noise is None or rate == 0.0:
         return x
-    lanes = lax.broadcasted_iota(jnp.uint32, (1,) * (x.ndim - 1) + (x.shape[-1],), x.ndim - 1)
+    lanes = over_last(jnp.arange(x.shape[-1], dtype=jnp.uint32), x)
     bits = mix(noise[..., None] + lanes * jnp.uint32(0x9E3779B9))
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))
@@ -89,7 +94,7 @@ class Dense(nn.Module):
         ).astype(dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.astype(dtype)
+            y = y + over_last(bias, y).astype(dtype)
         return y
 
 
@@ -105,9 +110,9 @@ class LayerNorm(nn.Module):
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        y = y * self.param("scale", nn.initializers.ones, (width,))
+        y = y * over_last(self.param("scale", nn.initializers.ones, (width,)), y)
         if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, (width,))
+            y = y + over_last(self.param("bias", nn.initializers.zeros, (width,)), y)
         return y.astype(x.dtype)
 
 
@@ -120,7 +125,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.param("scale", nn.initializers.ones, (x.shape[-1],))).astype(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return (y * over_last(scale, y)).astype(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -151,7 +157,7 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """Rotary positions (Su et al., 2021), halves paired as in Llama: [B, T, H, K] -> same."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # [B, T, 1, K/2]
+    angles = positions.astype(jnp.float32)[..., None, None] * over_last(frequencies, x)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -191,7 +197,7 @@ def attend(
     if noise is not None and rate > 0.0:
         # An element is told apart by query (noise), head and the key's position in its example.
         head = jnp.arange(heads, dtype=jnp.uint32).reshape(groups, heads // groups)
-        query_head = mix(noise[:, None, None, :] + head[..., None] * jnp.uint32(0x85EBCA77))
+        query_head = mix(noise[:, None, None, :] + head[None, ..., None] * jnp.uint32(0x85EBCA77))
         pair = query_head[..., None] + positions[:, None, None, None, :].astype(
             jnp.uint32
         ) * jnp.uint32(0x9E3779B9)

@@ -60,7 +60,8 @@ class MaskedLM(nn.Module):
         """BERT's prediction head: [..., D] -> float32 [..., V]."""
         activate = ACTIVATIONS[self.backbone.spec.activation]
         x = self.norm(activate(self.transform(x).astype(jnp.float32)))
-        return self.backbone.logits(x) + self.bias
+        logits = self.backbone.logits(x)
+        return logits + layers.over_last(self.bias, logits)
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:
         key = self.make_rng("noise")

@@ -1,0 +1,1 @@
+"""Other people's trainers on our workloads; run as scripts by a Python that has torch."""

@@ -1,0 +1,22 @@
+"""What all tests share: strict JAX, compiled programs kept between runs, and the way to real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "graft" / "tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tokens are cached for this session only."""
+    os.environ["GRAFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
