@@ -86,15 +86,14 @@ def parse_file(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, lis
 
 def train(arguments: list[str]) -> None:
     """Audit, run, page, result."""
-    from research.study.report import run_page, write_page
-
-    from research import audit, initialize, results
+    from research import initialize, results
     from research.config import load_config
+    from research.study.report import audit_page, run_page, write_page
     from research.train import run
 
     options, overrides = parse_file("train", arguments)
     config = load_config(options.file, overrides, f"launch.py train {options.file}")
-    print(audit.text(initialize.examine(config)), flush=True)
+    print(audit_page(initialize.examine(config)).text(), flush=True)
     result = run(config, options.workdir, progress=True)
     write_page(run_page(result.path), result.path)
     print(f"\n{result.path}: {results.sentence(result.summary)}\npage: {result.path}/report.html")
@@ -118,12 +117,13 @@ def study(arguments: list[str]) -> None:
 
 def show(arguments: list[str]) -> None:
     """Prints the audit."""
-    from research import audit, initialize
+    from research import initialize
     from research.config import load_config
+    from research.study.report import audit_page
 
     options, overrides = parse_file("show", arguments)
     config = load_config(options.file, overrides, f"launch.py show {options.file}")
-    print(audit.text(initialize.examine(config)))
+    print(audit_page(initialize.examine(config)).text())
 
 
 def evaluate(arguments: list[str]) -> None:

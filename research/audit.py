@@ -75,22 +75,3 @@ def write(
     """Keeps the audit beside the run, for its report."""
     found = audit(config, params, mesh, batches)
     runs.write_atomic(Path(directory.path) / "audit.json", json.dumps(found, indent=1).encode())
-
-
-def text(found: dict[str, Any]) -> str:
-    """The audit for a terminal; blocks that are alike are one line."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for row in found["parameters"]:
-        parts = row["path"].split("/")
-        name = "/".join("block_*" if part.startswith("block_") else part for part in parts)
-        key = (name, str(tuple(row["shape"])), row["learns"], row["multiplier"], row["decay"])
-        groups.setdefault((*key, "x".join(str(a or "-") for a in row["sharding"])), []).append(name)
-    width = max(len(key[0]) for key in groups)
-    lines = [f"{'parameter':<{width}}  {'shape':<16} count  learns  rate x  decay  sharding"]
-    for (name, shape, learns, multiplier, decay, spec), members in groups.items():
-        lines.append(
-            f"{name:<{width}}  {shape:<16} {len(members):>5}  {'yes' if learns else 'no':<6}"
-            f"  {multiplier:<6g}  {decay:<5g}  {spec or '-'}"
-        )
-    lines += ["", *(f"{name}: {value}" for name, value in found["summary"].items())]
-    return "\n".join(lines)

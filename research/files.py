@@ -1,7 +1,6 @@
 """Files that are whole or absent, strict JSON, and a lock that dies with its process.
 
-A number that is not finite is written as the string "nan", "inf" or "-inf". Whatever the disk
-refuses is a `StorageError` that names the file and the reason.
+What the disk refuses is a `StorageError` that names the file and the reason.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from research.errors import LockedError, StorageError
 
 @contextlib.contextmanager
 def storage(file: Path) -> Iterator[None]:
+    """Within the block an `OSError` becomes a `StorageError` about `file`."""
     try:
         yield
     except OSError as error:
@@ -30,30 +30,14 @@ def storage(file: Path) -> Iterator[None]:
 
 
 def append(file: Path, line: bytes) -> None:
-    with storage(file), file.open("ab") as stream:
-        stream.write(line)
-
-
-def dump(value: dict[str, Any], indent: int | None = None) -> bytes:
-    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    return value
+    """Add `line` to `file` in one write, which a dying process either made or did not."""
+    with storage(file), file.open("ab", buffering=0) as stream:
+        if stream.write(line) < len(line):
+            raise StorageError(f"{file}: the disk took only a part of a line")
 
 
 def write_atomic(file: Path, data: bytes) -> None:
-    """Put `data` in `file` so that, after a crash at any instant, it holds the old or the new.
-
-    Raises `StorageError`.
-    """
+    """Put `data` in `file` so that after a crash at any instant it holds the old or the new."""
     partial = file.with_name(file.name + ".partial")
     with storage(file):
         try:
@@ -76,6 +60,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def dump(value: dict[str, Any], indent: int | None = None) -> bytes:
+    """Strict JSON that ends a line; numbers that are not finite become "nan", "inf", "-inf"."""
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """`write_atomic` of an indented `dump`."""
+    write_atomic(file, dump(value, indent=2))
+
+
 def parse_object(data: bytes) -> dict[str, Any]:
     """One strict JSON object: no NaN, no name twice. Raises `ValueError`."""
     row = json.loads(
@@ -87,53 +82,68 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def read_object(file: Path) -> dict[str, Any] | None:
+    """The JSON object in `file`, None where there is no file."""
     with storage(file):
-        if not file.exists():
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
             return None
-        data = file.read_bytes()
     try:
         return parse_object(data)
     except ValueError as error:
         raise StorageError(f"{file}: not a JSON object: {error}") from error
 
 
-class _Lock:
-    """An flock that no forked child keeps alive."""
-
-    def __init__(self, file: Path) -> None:
-        self.descriptor: int | None = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        # A forked worker that outlives its parent would otherwise go on holding the lock.
-        reference = weakref.WeakMethod(self.close)
-        os.register_at_fork(after_in_child=lambda: (reference() or bool)())
-
-    def close(self) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-        self.descriptor = None
-
-
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
+    """Hold `file` alone; raises `LockedError` at once, naming the process that holds it."""
     with storage(file):
         lock = _Lock(file)
     with contextlib.closing(lock):
-        assert lock.descriptor is not None
         with storage(file):
-            try:
-                fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LockedError(f"{file.parent} is in use by {_holder(file)}") from None
-            os.ftruncate(lock.descriptor, 0)
-            os.write(lock.descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            lock.take()
         yield
 
 
-def _holder(file: Path) -> str:
-    for _ in range(20):
-        if text := file.read_text(encoding="utf-8"):
-            return text
-        time.sleep(0.02)  # it holds the lock and has not signed yet
-    return "another process"
+class _Lock:
+    """An flock, which the kernel drops with its process and no forked child keeps alive."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        # A forked worker that outlives its parent would otherwise go on holding the lock.
+        close = weakref.WeakMethod(self.close)
+        os.register_at_fork(after_in_child=lambda: (close() or bool)())
+
+    def take(self) -> None:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"{self.file.parent} is in use by {self.holder()}") from None
+        os.ftruncate(self.descriptor, 0)
+        os.write(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def holder(self) -> str:
+        for _ in range(20):
+            if text := self.file.read_text(encoding="utf-8"):
+                return text
+            time.sleep(0.02)  # it holds the lock and has not signed yet
+        return "another process"
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    return value
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

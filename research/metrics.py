@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Numbers = npt.ArrayLike
 
@@ -138,13 +137,21 @@ def _constant(numbers: npt.NDArray[np.float64]) -> bool:
 def pearson(a: Numbers, b: Numbers) -> float:
     """Pearson's correlation of two vectors [N]; NaN where one is constant or N < 2."""
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return math.nan if _constant(x) or _constant(y) else float(stats.pearsonr(x, y).statistic)
+    if _constant(x) or _constant(y):
+        return math.nan
+    from scipy import stats  # takes seconds to import
+
+    return float(stats.pearsonr(x, y).statistic)
 
 
 def spearman(a: Numbers, b: Numbers) -> float:
     """Spearman's rank correlation of two vectors [N], ties averaged; NaN where one is constant."""
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return math.nan if _constant(x) or _constant(y) else float(stats.spearmanr(x, y).statistic)
+    if _constant(x) or _constant(y):
+        return math.nan
+    from scipy import stats  # takes seconds to import
+
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def perplexity(mean_nll: float) -> float:

@@ -29,7 +29,16 @@ from typing import Any, Self
 
 from research import __version__
 from research.errors import ConfigError, StorageError
-from research.files import append, dump, locked, parse_object, read_object, storage, write_atomic
+from research.files import (
+    append,
+    dump,
+    locked,
+    parse_object,
+    read_object,
+    storage,
+    write_atomic,
+    write_json,
+)
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 RESERVED = ("step", "split", "time")
@@ -65,7 +74,7 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json, atomically."""
-        write_atomic(self.path / "config.json", dump(config, indent=2))
+        write_json(self.path / "config.json", config)
 
     def append_metrics(self, step: int, split: str, values: dict[str, float], time: float) -> None:
         """Add one line to metrics.jsonl and hand it to the kernel; `time` is in seconds.
@@ -97,7 +106,7 @@ class RunDirectory:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, atomically."""
-        write_atomic(self.path / "result.json", dump(result, indent=2))
+        write_json(self.path / "result.json", result)
 
     def result(self) -> dict[str, Any] | None:
         """What the run ended with, or None where it has not ended."""

@@ -93,7 +93,7 @@ def train_step(
             lambda sums, rows: (jax.tree.map(jnp.add, sums, gradient(rows)), None), zero, slices
         )
     grads = jax.tree.map(lambda g: g / jnp.maximum(means["loss"].count, 1e-9), grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"].total)
     updates, opt_state = tx.update(grads, state.opt_state, learning)
     learned = optax.apply_updates(learning, updates)

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "graft" / "tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

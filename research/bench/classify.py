@@ -71,11 +71,12 @@ def table(found: dict[str, list[dict[str, float]]]) -> Table:
             if side != "Graft":
                 ratios = [a / b for a, b in zip(mine, values)]
                 row.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        rows.append(row)
+        rows.append(tuple(row))
     columns = [""]
     for side in found:
         columns += [side] if side == "Graft" else [side, "Graft / it"]
-    return Table("median (range) over rounds, A B A B on one machine", columns, rows)
+    title = "Median (range) over rounds; Graft and its rivals in turn on one machine"
+    return Table(title=title, columns=tuple(columns), rows=tuple(rows))
 
 
 def write_rows(options: argparse.Namespace, folder: Path) -> None:

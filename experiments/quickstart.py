@@ -1,0 +1,209 @@
+"""Does pre-training help when labels are few? Asked of English that every Python carries.
+
+    launch.py study experiments/quickstart.py
+
+The standard library's documentation is the corpus: a tokenizer is trained on it, a small encoder is
+pre-trained on it by masked language modelling, and then fine-tuned to tell from which area of the
+library a docstring comes. Beside it: the same encoder from scratch, a bag of words with logistic
+regression, and the majority class. Two CPU cores, offline, under five minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from research import metrics
+from research.config import Config
+from research.data.stdlib import areas, passages
+from research.data.texts import Texts
+from research.data.tokenize import train_wordpiece
+from research.evaluate import HeldOut
+from research.models.transformer import Spec, Transformer
+from research.optim import Optim
+from research.study import plot, sections
+from research.study.page import Facts, Figure, Heading, Page, Text
+from research.study.records import read
+from research.study.runner import Runner
+from research.study.statistics import Summary, paired_test
+from research.study.table import Table
+from research.tasks.classify import Classify
+from research.tasks.lm import MaskedLM
+from research.train import Result
+
+VOCABULARY = 6000
+PRETRAINED, SCRATCH = "pre-trained, fine-tuned", "from scratch"
+BAG, MAJORITY = "bag of words, logistic regression", "majority class"
+
+
+def trunk() -> Transformer:
+    return Transformer(
+        Spec(vocab_size=VOCABULARY, width=128, depth=4, heads=4, hidden=512, max_positions=64)
+    )
+
+
+def pretraining(tokenizer: str, steps: int) -> Config:
+    return Config(
+        name="pretrain",
+        task=MaskedLM(backbone=trunk(), whole_word=True),
+        data=Texts(
+            train="stdlib:passages",
+            label=None,
+            tokenizer=tokenizer,
+            max_length=64,
+            long="split",
+            words=True,
+        ),
+        optim=Optim(learning_rate=2e-3, warmup=0.1, weight_decay=0.01),
+        steps=steps,
+        batch_size=64,
+    )
+
+
+def finetuning(
+    tokenizer: str, shots: int, seed: int, steps: int, init_from: str | None
+) -> Config:
+    arm = "scratch" if init_from is None else "pretrained"
+    return Config(
+        name=f"{arm}-{shots}-{seed}",
+        task=Classify(backbone=trunk(), pool="mean", pooler=False),
+        data=Texts(
+            train="stdlib:areas-train",
+            dev="stdlib:areas-dev",
+            tokenizer=tokenizer,
+            max_length=64,
+            shots=shots,
+            shot_seed=seed,
+        ),
+        optim=Optim(learning_rate=5e-4, warmup=0.1, weight_decay=0.01),
+        steps=steps,
+        batch_size=32,
+        evals=(HeldOut(split="dev"),),
+        eval_every=steps,
+        save_every=steps,
+        init_from=init_from,
+        seed=seed,
+    )
+
+
+def study(
+    run: Runner,
+    *,
+    seeds: int = 5,
+    shots: tuple[int, ...] = (8, 32),
+    pretrain_steps: int = 600,
+    steps: int = 80,
+) -> Page:
+    """`shots` labels of each area; `steps` of fine-tuning; everything over `seeds` seeds."""
+    tokenizer = str(
+        train_wordpiece(
+            (row["text"] for row in passages()), VOCABULARY, run.path / "tokenizer.json"
+        )
+    )
+    pretrained = run(pretraining(tokenizer, pretrain_steps))
+    scores: dict[tuple[str, int], list[float]] = {}
+    last: dict[str, Result] = {}
+    for k in shots:
+        for seed in range(seeds):
+            for arm, source in ((PRETRAINED, str(pretrained.path)), (SCRATCH, None)):
+                last[arm] = run(finetuning(tokenizer, k, seed, steps, source))
+                scores.setdefault((arm, k), []).append(last[arm].metrics["dev/macro_f1"])
+            bag, majority = rivals(last[PRETRAINED])
+            scores.setdefault((BAG, k), []).append(bag)
+            scores.setdefault((MAJORITY, k), []).append(majority)
+    return page(scores, pretrained, last[PRETRAINED], run)
+
+
+def rivals(result: Result) -> tuple[float, float]:
+    """Macro F1 on dev of TF-IDF with logistic regression, and of the majority class, on the very
+    examples that `result` was trained on."""
+    data, labels = result.config.data, result.config.task.labels
+    train = [data.text_of("train", i) for i in range(data.open("train", 32).rows)]
+    dev = list(areas("dev"))
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    model = LogisticRegression(C=10.0, max_iter=1000)
+    model.fit(vectorizer.fit_transform([row["text"] for row in train]), [r["label"] for r in train])
+    guesses = model.predict(vectorizer.transform([row["text"] for row in dev]))
+    truth = np.array([labels.index(row["label"]) for row in dev])
+    bag = np.array([labels.index(guess) for guess in guesses])
+    majority = np.zeros_like(truth)
+    return tuple(
+        metrics.macro_f1(metrics.confusion(truth, guess, len(labels))) for guess in (bag, majority)
+    )
+
+
+def page(
+    scores: dict[tuple[str, int], list[float]], pretrained: Result, example: Result, run: Runner
+) -> Page:
+    """What the study found, with everything a reader needs to doubt it."""
+    arms = list(dict.fromkeys(arm for arm, _ in scores))
+    shots = list(dict.fromkeys(k for _, k in scores))
+    columns = tuple(f"{k} labels an area" for k in shots)
+    table = Table(
+        title="Macro F1 on modules never seen in training",
+        columns=("", *columns),
+        rows=tuple((arm, *(Summary.of(scores[arm, k]) for k in shots)) for arm in arms),
+        highest=columns,
+    )
+    record = read(example.path)
+    return Page(
+        "Quickstart: does pre-training help when labels are few?",
+        f"{len(run.results)} runs; {len(scores[arms[0], shots[0]])} seeds",
+        [
+            Heading("Result"),
+            table,
+            tests(scores, shots),
+            *(
+                Figure(
+                    plot.bars(
+                        f"{k} labels an area",
+                        {arm: Summary.of(scores[arm, k]) for arm in arms},
+                        ylabel="macro F1",
+                    ),
+                    f"All arms with {k} labels of each area.",
+                )
+                for k in shots
+            ),
+            Heading("Pre-training"),
+            *sections.loss_figure(read(pretrained.path)),
+            Heading("One fine-tuned model"),
+            Text(f"The run {example.config.name}, one of the arm “{PRETRAINED}”."),
+            *sections.loss_figure(record),
+            *sections.detail_blocks("dev", record.result["details"]["dev"]),
+            Heading("Audit"),
+            *sections.audit_blocks(record.audit),
+            Heading("Where the time went"),
+            Facts(seconds(run.results)),
+            Facts(sections.provenance(record)),
+        ],
+    )
+
+
+def tests(scores: dict[tuple[str, int], list[float]], shots: Sequence[int]) -> Table:
+    """Pre-trained against each rival, paired over seeds; in the last rows over all budgets."""
+    rows = []
+    for rival in (SCRATCH, BAG):
+        groups = {f"{k} labels": [k] for k in shots} | {"all budgets": list(shots)}
+        for name, budgets in groups.items():
+            ours = [value for k in budgets for value in scores[PRETRAINED, k]]
+            theirs = [value for k in budgets for value in scores[rival, k]]
+            if len(ours) > 1:
+                test = paired_test(ours, theirs)
+                rows.append((rival, name, test.difference, test.n, test.p, test.t_p, test.dz))
+    return Table(
+        title=f"“{PRETRAINED}” minus its rivals, paired by seed",
+        columns=("rival", "budget", "difference", "pairs", "p, sign flips", "p, t-test", "dz"),
+        rows=tuple(rows),
+    )
+
+
+def seconds(results: Sequence[Result]) -> dict[str, float]:
+    """Seconds by phase over all runs."""
+    total: dict[str, float] = {}
+    for result in results:
+        for phase, value in result.summary["seconds"].items():
+            total[phase] = round(total.get(phase, 0.0) + value, 1)
+    return total

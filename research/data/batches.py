@@ -1,0 +1,250 @@
+"""Batches as a pure function of (seed, step): which examples, and where their tokens lie."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from research.data.pack import Layout, Plan, Shape, plan, slots_of
+from research.data.tokenize import BEGINS, SPECIAL, Encoded
+from research.errors import ConfigError
+
+Batch = dict[str, np.ndarray]
+
+# Examples up to which a run is planned step by step; a longer one is planned from a sample.
+PLANNED = 400_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Encoded texts with what is to be learned of each.
+
+    `labels` [examples] int32, or float32 for regression; `weights` float32 [examples], 0 where an
+    example has no label; `dropped` counts the bad rows left out.
+    """
+
+    encoded: Encoded
+    labels: np.ndarray
+    weights: np.ndarray
+    dropped: int = 0
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over tokens and labels."""
+        digest = hashlib.sha256(self.encoded.fingerprint.encode())
+        for array in (self.encoded.row_of, self.labels, self.weights):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrangement:
+    """How examples become arrays: see `Texts` for the fields of the same names."""
+
+    layout: Layout = "packed"
+    row_length: int | None = None
+    shapes: int = 2
+    words: bool = False
+
+
+class Batches:
+    """Batch s of a run, or of one pass over a split.
+
+    With `steps`, the endless concatenation of one permutation an epoch, cut at s x batch_size:
+    nothing is dropped where epochs meet. Without, file order, each example once, the last batch
+    partly empty. `multiple` divides the rows of every batch; `host` is (index, count), and only
+    this host's rows are returned. Neither changes which examples a step holds, nor `fingerprint`.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        multiple: int = 1,
+        host: tuple[int, int] = (0, 1),
+        arrangement: Arrangement = Arrangement(),
+    ) -> None:
+        count = len(examples.encoded.row_of)
+        check(batch_size, steps, multiple, host, count)
+        self.examples, self.batch_size, self.seed, self.host = examples, batch_size, seed, host
+        self.arrangement = arrangement
+        self.shuffled = steps is not None
+        self.rows = count
+        self.steps = math.ceil(count / batch_size) if steps is None else steps
+        self.lengths = examples.encoded.lengths
+        self.permutation = functools.lru_cache(maxsize=2)(self.permute)
+        self.plan = self.make_plan(math.lcm(multiple, host[1]))
+        order = f"{seed} shuffled" if self.shuffled else "in order"
+        settings = f"{examples.fingerprint} {batch_size} {order} {arrangement}"
+        self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every (B, T, M) that a batch may have, over all hosts, in ascending B."""
+        return self.plan.shapes
+
+    @property
+    def padding(self) -> float:
+        """The share of cells without a token."""
+        return self.plan.padding
+
+    def stats(self) -> dict[str, Any]:
+        """What the audit says of the data; JSON values."""
+        return {
+            "examples": self.rows,
+            "tokens": int(self.lengths.sum()),
+            "longest": int(self.lengths.max()),
+            "truncated": self.examples.encoded.truncated,
+            "tokens_truncated": self.examples.encoded.lost,
+            "dropped": self.examples.dropped,
+            "padding": round(self.padding, 4),
+            "shapes": [list(shape) for shape in self.shapes],
+        }
+
+    def make_plan(self, multiple: int) -> Plan:
+        """Exact where the run is short enough, else from evenly spread steps and a rescue."""
+        most = max(1, PLANNED // self.batch_size)
+        exact = self.steps <= most
+        chosen = np.arange(self.steps)
+        if not exact:
+            chosen = np.unique(np.linspace(0, self.steps - 1, most).astype(np.int64))
+        return plan(
+            [self.lengths[self.examples_of(int(step))] for step in chosen],
+            layout=self.arrangement.layout,
+            row_length=self.arrangement.row_length,
+            shapes=self.arrangement.shapes,
+            multiple=multiple,
+            every=None if exact else self.lengths,
+        )
+
+    def permute(self, epoch: int) -> np.ndarray:
+        """The order of an epoch, int64 [examples]: a function of (seed, epoch) alone.
+
+        Sorts Philox's raw output, which numpy promises never to change (NEP 19).
+        """
+        key = np.array([self.seed % 2**64, epoch], np.uint64)
+        bits = np.random.Philox(key=key).random_raw(self.rows)
+        return np.argsort(bits, kind="stable")
+
+    def examples_of(self, step: int) -> np.ndarray:
+        """The examples of a step, int64 [N]. Raises IndexError past the end of a pass."""
+        if step < 0 or (not self.shuffled and step >= self.steps):
+            raise IndexError(f"step {step} of {self.steps}")
+        start = step * self.batch_size
+        if not self.shuffled:
+            return np.arange(start, min(start + self.batch_size, self.rows))
+        pieces, stop = [], start + self.batch_size
+        while start < stop:
+            epoch, first = divmod(start, self.rows)
+            pieces.append(self.permutation(epoch)[first : first + stop - start])
+            start += len(pieces[-1])
+        return np.concatenate(pieces)
+
+    def batch(self, step: int) -> Batch:
+        """The arrays of `research`'s docstring for this host's rows of step `step`."""
+        chosen = self.examples_of(step)
+        row, start = self.plan.place(self.lengths[chosen])
+        shape = self.plan.shape(row)
+        batch = fill(self.examples, chosen, row, start, shape, words=self.arrangement.words)
+        index, count = self.host
+        share = shape[0] // count
+        return {name: array[index * share : (index + 1) * share] for name, array in batch.items()}
+
+
+def check(
+    batch_size: int, steps: int | None, multiple: int, host: tuple[int, int], count: int
+) -> None:
+    """Raises ConfigError for sizes that make no batches."""
+    for name, value in (("batch_size", batch_size), ("steps", steps), ("multiple", multiple)):
+        if value is not None and value < 1:
+            raise ConfigError(f"batches: {name} is {value}, but must be positive")
+    if not 0 <= host[0] < host[1]:
+        raise ConfigError(f"batches: host {host} is not (index, count) with index < count")
+    if count == 0:
+        raise ConfigError("batches: there are no examples")
+
+
+def fill(
+    examples: Examples,
+    chosen: np.ndarray,
+    row: np.ndarray,
+    start: np.ndarray,
+    shape: Shape,
+    *,
+    words: bool = False,
+) -> Batch:
+    """A batch of shape (B, T, M) with example chosen[i] in row[i] from cell start[i] on."""
+    rows, length, places = shape
+    encoded = examples.encoded
+    lengths = encoded.lengths[chosen]
+    before = np.cumsum(lengths) - lengths
+    within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
+    source = np.repeat(encoded.offsets[chosen], lengths) + within
+    target = np.repeat(row * length + start, lengths) + within
+    slot = slots_of(row, start)
+
+    def cells(values: np.ndarray, empty: int = 0) -> np.ndarray:
+        array = np.full(rows * length, empty, np.int32)
+        array[target] = values
+        return array.reshape(rows, length)
+
+    def slots(values: np.ndarray, dtype: Any = np.int32, empty: int = 0) -> np.ndarray:
+        array = np.full((rows, places), empty, dtype)
+        array[row, slot] = values
+        return array
+
+    batch = {
+        "tokens": cells(encoded.tokens[source]),
+        "positions": cells(within),
+        "segments": cells(np.repeat(slot + 1, lengths)),
+        "types": cells(encoded.types[source]),
+        "ids": slots(chosen, empty=-1),
+        "starts": slots(start),
+        "lengths": slots(lengths),
+        "labels": slots(examples.labels[chosen], examples.labels.dtype),
+        "weights": slots(examples.weights[chosen], np.float32),
+    }
+    if words:
+        kinds = encoded.words[source]
+        number = np.cumsum(kinds == BEGINS)
+        # The count before an example's first token: every example starts at word 0.
+        earlier = np.concatenate([[0], number])[np.repeat(before, lengths)]
+        batch["words"] = cells(np.where(kinds == SPECIAL, -1, number - earlier - 1), empty=-1)
+    return batch
+
+
+def prefetch(
+    batches: Batches, start: int = 0, stop: int | None = None, *, depth: int = 2
+) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from `start` to before `stop` (all steps), `depth` made ahead in a thread.
+
+    An error in making a batch is raised where the batch was due. Close it to end the thread.
+    """
+    ahead = iter(range(start, batches.steps if stop is None else stop))
+    pending: deque[tuple[int, Future[Batch]]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        try:
+            for step in islice(ahead, depth):
+                pending.append((step, pool.submit(batches.batch, step)))
+            while pending:
+                step, future = pending.popleft()
+                batch = future.result()
+                for later in islice(ahead, 1):
+                    pending.append((later, pool.submit(batches.batch, later)))
+                yield step, batch
+        finally:
+            for _, future in pending:
+                future.cancel()

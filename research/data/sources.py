@@ -1,0 +1,262 @@
+"""Rows of text from files, archives, TFDS and the Python library, strictly read.
+
+A row is a dict of texts. A damaged one is an error that names file, line and reason, or, up to
+`max_bad_rows` of them, is left out and counted.
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import re
+import zipfile
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast, overload
+
+from research.data import stdlib, tfds
+from research.data.formats import (
+    Bad,
+    Format,
+    Layout,
+    Parsed,
+    Quoting,
+    Row,
+    parse_table,
+    parse_txt,
+)
+from research.data.json_rows import parse_json, parse_jsonl
+from research.errors import ConfigError, DataError
+
+PARSERS: dict[Format, Callable[[str, IO[bytes], Layout], Parsed]] = {
+    "jsonl": parse_jsonl,
+    "json": parse_json,
+    "csv": parse_table,
+    "tsv": parse_table,
+    "txt": parse_txt,
+}
+DECOMPRESS: dict[str, Callable[[Any], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".xz": lzma.LZMAFile,
+    ".bz2": bz2.BZ2File,
+}
+# What the decompressors raise on damaged, encrypted or unsupported input.
+DAMAGE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+)
+
+
+@dataclass
+class Rows(Sequence[Row]):
+    """Rows in their order, where each came from, and which were left out and why."""
+
+    source: str
+    max_bad_rows: int = 0
+    rows: list[Row] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    file_of: array[int] = field(default_factory=lambda: array("I"))
+    line_of: array[int] = field(default_factory=lambda: array("Q"))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return self.rows[index]
+
+    def where(self, index: int) -> str:
+        """ "file:line" of a row."""
+        return f"{self.files[self.file_of[index]]}:{self.line_of[index]}"
+
+    def add(self, file: str, line: int, row: Row) -> None:
+        """Takes a row in."""
+        if not self.files or self.files[-1] != file:
+            self.files.append(file)
+        self.rows.append(row)
+        self.file_of.append(len(self.files) - 1)
+        self.line_of.append(line)
+
+    def drop(self, where: str, reason: str) -> None:
+        """Counts a bad row. Raises DataError for the first one over `max_bad_rows`."""
+        if len(self.dropped) >= self.max_bad_rows:
+            allowed = f" (bad row {len(self.dropped) + 1})" if self.max_bad_rows else ""
+            raise DataError(f"{where}: {reason}{allowed}")
+        self.dropped.append(f"{where}: {reason}")
+
+    def take(self, indices: Sequence[int]) -> Rows:
+        """The same rows in another choice and order."""
+        chosen = Rows(self.source, self.max_bad_rows, dropped=list(self.dropped), files=self.files)
+        chosen.rows = [self.rows[i] for i in indices]
+        chosen.file_of = array("I", [self.file_of[i] for i in indices])
+        chosen.line_of = array("Q", [self.line_of[i] for i in indices])
+        return chosen
+
+
+def read_rows(
+    source: str,
+    *,
+    columns: tuple[str, ...] = (),
+    need: tuple[str, ...] = (),
+    quoting: Quoting = "auto",
+    max_bad_rows: int = 0,
+) -> Rows:
+    """All rows of a source.
+
+    A source is a path, a glob, several of them joined by commas, `tfds:NAME[/CONFIG]:SPLIT`, or
+    `stdlib:passages`, `stdlib:areas-train`, `stdlib:areas-dev`. A file's suffix says its format:
+    .jsonl, .json, .csv, .tsv, .txt, each also .gz, .xz, .bz2 or inside a .zip; `tsv:PATH` says it
+    where the suffix does not. `columns` names the columns of files without a header, `need` those
+    that are kept and that every row must have. Unquoted is what tsv is by default, as in GLUE.
+
+    Raises DataError "file:line: reason", and ConfigError for a source that makes no sense.
+    """
+    layout = Layout("txt", columns, quoting, need)
+    rows = Rows(source, max_bad_rows)
+    for name, line, row in read(source, layout):
+        if isinstance(row, Bad):
+            rows.drop(f"{name}:{line}", row.reason)
+        else:
+            rows.add(name, line, row)
+    if not rows:
+        more = f"; all {len(rows.dropped)} are bad" if rows.dropped else ""
+        raise DataError(f"{source}:1: holds no rows{more}")
+    return rows
+
+
+def read(source: str, layout: Layout) -> Iterator[tuple[str, int, Row | Bad]]:
+    """(file, line, row) one after another; only one row is held."""
+    kind, _, rest = source.partition(":")
+    if kind in ("tfds", "stdlib"):
+        found = tfds.rows(rest) if kind == "tfds" else stdlib.rows(rest)
+        for number, row in enumerate(found, 1):
+            yield source, number, keep(row, layout.need)
+        return
+    for path, format in files_of(source):
+        yield from read_file(path, format, layout)
+
+
+def keep(row: Row, need: tuple[str, ...]) -> Row | Bad:
+    """The needed columns of a row."""
+    for column in need:
+        if column not in row:
+            return Bad(f"no column {column!r} among {', '.join(row)[:200]}")
+    return {column: row[column] for column in need} if need else row
+
+
+def files_of(source: str) -> list[tuple[Path, Format | None]]:
+    """The files that a source names, with the format it prescribes, in the order of their names."""
+    if not source:
+        raise ConfigError("data: the source of a split is empty; expected a path")
+    found: list[tuple[Path, Format | None]] = []
+    for part in [source] if "\0" not in source and Path(source).exists() else source.split(","):
+        prefix = re.match(r"(jsonl|json|csv|tsv|txt):", part)
+        format = cast(Format, prefix[1]) if prefix else None
+        pattern = part[prefix.end() :] if prefix else part
+        found += [(path, format) for path in match(pattern.strip())]
+    return found
+
+
+def match(pattern: str) -> list[Path]:
+    """The files of a path or glob. Raises DataError where there is none."""
+    if "\0" in pattern or not pattern:
+        raise ConfigError(f"data: {pattern!r} is not a path")
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        raise DataError(f"{pattern}: is a directory; name its files, or a glob such as *.jsonl")
+    if path.exists():
+        return [path]
+    # Path.glob takes no absolute pattern.
+    paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise DataError(f"{pattern}: no such file")
+    return paths
+
+
+def read_file(
+    path: Path, format: Format | None, layout: Layout
+) -> Iterator[tuple[str, int, Row | Bad]]:
+    """The rows of one file; of a .zip, those of every member whose name has a known suffix."""
+    name, line = str(path), 1
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() == ".zip":
+                members = read_zip(name, file, layout)
+            else:
+                members = read_stream(name, file, path.name, format, layout)
+            for name, line, row in members:
+                yield name, line, row
+    except DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{name}:{line}: cannot be read any further: {reason}") from None
+
+
+def read_zip(name: str, file: IO[bytes], layout: Layout) -> Iterator[tuple[str, int, Row | Bad]]:
+    """Member names only label the rows; nothing is ever written under them."""
+    with zipfile.ZipFile(file) as archive:
+        members = [
+            member
+            for member in archive.infolist()
+            if format_of(member.filename)[0] is not None and "__MACOSX" not in member.filename
+        ]
+        if not members:
+            raise DataError(f"{name}:1: the archive has no member that ends in {known()}")
+        for member in members:
+            with archive.open(member) as stream:
+                label = f"{name}/{member.filename}"
+                yield from read_stream(label, stream, member.filename, None, layout)
+
+
+def read_stream(
+    name: str, file: IO[bytes], filename: str, format: Format | None, layout: Layout
+) -> Iterator[tuple[str, int, Row | Bad]]:
+    """The rows of an open file."""
+    by_suffix, compression = format_of(filename)
+    format = format or by_suffix
+    if format is None:
+        raise DataError(
+            f"{name}:1: the suffix is none of {known()}; tsv:{name} would read it as tab-separated"
+        )
+    if compression:
+        file = io.BufferedReader(DECOMPRESS[compression](file))
+    given = Layout(format, layout.columns, layout.quoting, layout.need)
+    for line, row in PARSERS[format](name, file, given):
+        yield name, line, row
+
+
+def format_of(filename: str) -> tuple[Format | None, str]:
+    """Format and compression, by suffix."""
+    path = Path(filename.lower())
+    compression = path.suffix if path.suffix in DECOMPRESS else ""
+    suffix = (path.with_suffix("") if compression else path).suffix[1:]
+    return (suffix if suffix in PARSERS else None), compression
+
+
+def known() -> str:
+    """The suffixes there are."""
+    return ", ".join(f".{format}" for format in PARSERS) + " (also .gz, .xz, .bz2)"
+
+
+def signature(source: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of every file: equal while a source is unchanged."""
+    if source.partition(":")[0] in ("tfds", "stdlib"):
+        return ((source, 0, 0),)
+    stats = [(str(path), path.stat()) for path, _ in files_of(source)]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

@@ -1,0 +1,288 @@
+"""Labelled or plain texts, single or in pairs, as training streams and evaluation passes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from research.data import cache, labels
+from research.data.batches import Arrangement, Batches, Examples
+from research.data.formats import Quoting, Row
+from research.data.pack import Layout
+from research.data.sources import Rows, read_rows, signature
+from research.data.tokenize import Encoded, Vocabulary, encode, load_tokenizer
+from research.errors import ConfigError, DataError
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts from rows (see `read_rows` for what `train`, `dev` and `test` may be).
+
+    `text`, `pair` and `label` name columns. `labels` are the classes in order; left out, those of
+    `train`, sorted, numbers by value; with `regression` the label is a number instead. `tokenizer`
+    as for `load_tokenizer`; None takes that of the config's `init_from`. An example has at most
+    `max_length` tokens: `long` says whether a longer text is truncated or split into several
+    examples. Of `train` only the first `limit` rows are used, or `shots` of each label, drawn by
+    `shot_seed`. `words` adds word numbers to the batches. `row_length` is T, chosen by cost where
+    None, and `shapes` the most values of B. Up to `max_bad_rows` bad rows of a split are left out.
+    `cache`: where tokens are kept, by default `$GRAFT_CACHE` or ~/.cache/graft.
+    """
+
+    train: str
+    dev: str = ""
+    test: str = ""
+    text: str = "text"
+    pair: str | None = None
+    label: str | None = "label"
+    labels: tuple[str, ...] = ()
+    regression: bool = False
+    columns: tuple[str, ...] = ()
+    quoting: Quoting = "auto"
+    tokenizer: str | None = None
+    max_length: int = 128
+    long: Literal["truncate", "split"] = "truncate"
+    limit: int | None = None
+    shots: int | None = None
+    shot_seed: int = 0
+    words: bool = False
+    layout: Layout = "packed"
+    row_length: int | None = None
+    shapes: int = 2
+    max_bad_rows: int = 0
+    cache: str = ""
+
+    def open(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        multiple: int = 1,
+        host: tuple[int, int] = (0, 1),
+    ) -> Batches:
+        """A shuffled stream of `steps` steps, or without them one pass in the order of the file.
+
+        Raises DataError "file:line: reason", and ConfigError for settings that do not fit.
+        """
+        return Batches(
+            examples_of(self, split, self.signature(split)),
+            batch_size,
+            steps=steps,
+            seed=seed,
+            multiple=multiple,
+            host=host,
+            arrangement=self.arrangement,
+        )
+
+    def encode_texts(
+        self, rows: Sequence[Row], batch_size: int = 128, *, multiple: int = 1
+    ) -> Batches:
+        """New rows in their order, without labels: example i is row i, and its weight is 0.
+
+        Raises DataError naming the row (from 1) that has no text. Nothing is kept in the cache.
+        """
+        given = Rows("rows")
+        for number, row in enumerate(rows, 1):
+            given.add("rows", number, row)
+        for i, row in enumerate(given):
+            if reason := self.fault(row):
+                raise DataError(f"{given.where(i)}: {reason}")
+        encoded = self.tokens(given, long="truncate", keep=False)
+        if len(encoded.blank):
+            raise DataError(f"{given.where(int(encoded.blank[0]))}: {BLANK}")
+        kind = np.float32 if self.regression else np.int32
+        nothing = np.zeros(len(encoded.row_of))
+        examples = Examples(
+            encoded=encoded, labels=nothing.astype(kind), weights=nothing.astype(np.float32)
+        )
+        return Batches(examples, batch_size, multiple=multiple, arrangement=self.arrangement)
+
+    def facts(self) -> dict[str, object]:
+        """What a task may want to know.
+
+        `labels`, and of the tokenizer `vocab_size`, `pad_id`, `cls_id`, `sep_id`, `mask_id`,
+        `special_ids`, `continue_ids` (tokens that go on with a word) and `tokenizer_fingerprint`.
+        """
+        vocabulary = self.vocabulary
+        return {
+            "labels": self.label_names(),
+            "vocab_size": vocabulary.size,
+            "pad_id": vocabulary.pad,
+            "cls_id": vocabulary.cls,
+            "sep_id": vocabulary.sep,
+            "mask_id": vocabulary.mask,
+            "special_ids": vocabulary.special,
+            "continue_ids": tuple(np.flatnonzero(vocabulary.continues).tolist()),
+            "tokenizer_fingerprint": vocabulary.fingerprint,
+        }
+
+    def text_of(self, split: str, example: int) -> Row:
+        """The row that an example (the `ids` of a batch) is from, for reports."""
+        examples = examples_of(self, split, self.signature(split))
+        return labelled_rows(self, split, self.signature(split))[0][
+            int(examples.encoded.row_of[example])
+        ]
+
+    def label_names(self) -> tuple[str, ...]:
+        """The classes; none without a label and for regression."""
+        if self.label is None or self.regression:
+            return ()
+        if self.labels:
+            return labels.check(self.labels)
+        return inferred_labels(self, self.signature("train"))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Facts of the tokenizer."""
+        return tokenizer_of(self.needed_tokenizer())[1]
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """How examples become arrays."""
+        return Arrangement(
+            layout=self.layout, row_length=self.row_length, shapes=self.shapes, words=self.words
+        )
+
+    def check(self) -> None:
+        """Raises ConfigError for values that cannot go together."""
+        for name in ("limit", "shots", "row_length", "shapes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name} is {value}, but must be positive")
+        if self.shots is not None and (self.label is None or self.regression):
+            raise ConfigError("data.shots needs classes: set data.label, and not data.regression")
+        if self.regression and self.labels:
+            raise ConfigError("data.labels are given, but with data.regression there are none")
+
+    def needed_tokenizer(self) -> str:
+        """The tokenizer. Raises ConfigError where none is set."""
+        if self.tokenizer is None:
+            raise ConfigError("data.tokenizer is not set; expected a directory, a file or an id")
+        return self.tokenizer
+
+    def source(self, split: str) -> str:
+        """What a split is read from. Raises ConfigError for one that is not set."""
+        if split not in ("train", "dev", "test"):
+            raise ConfigError(f"data: there is no split {split!r}; there are train, dev and test")
+        source: str = getattr(self, split)
+        if not source:
+            raise ConfigError(f"data.{split} is not set; expected a path")
+        return source
+
+    def signature(self, split: str) -> Signature:
+        """Equal while the files of a split are unchanged."""
+        return signature(self.source(split))
+
+    def fault(self, row: Row) -> str | None:
+        """What is wrong with the texts of a row."""
+        for column in (self.text, self.pair):
+            if column is not None and not row.get(column, "").strip():
+                return f"{column!r} is empty" if column in row else f"no column {column!r}"
+        return None
+
+    def tokens(self, rows: Rows, *, long: Literal["truncate", "split"], keep: bool) -> Encoded:
+        """The tokens of rows."""
+        return encode(
+            [row[self.text] for row in rows],
+            None if self.pair is None else [row[self.pair] for row in rows],
+            tokenizer_of(self.needed_tokenizer())[0],
+            max_length=self.max_length,
+            long=long,
+            keep_in=cache.directory(self.cache) if keep else None,
+        )
+
+
+BLANK = "the text has no tokens"
+
+
+@functools.lru_cache(maxsize=8)
+def usable_rows(texts: Texts, split: str, found: Signature) -> Rows:
+    """The rows of a split that have their texts."""
+    need = tuple(name for name in (texts.text, texts.pair, texts.label) if name is not None)
+    rows = read_rows(
+        texts.source(split),
+        columns=texts.columns,
+        need=need,
+        quoting=texts.quoting,
+        max_bad_rows=texts.max_bad_rows,
+    )
+    return keep_good(rows, [texts.fault(row) for row in rows])
+
+
+@functools.lru_cache(maxsize=8)
+def labelled_rows(texts: Texts, split: str, found: Signature) -> tuple[Rows, np.ndarray]:
+    """The rows that are used of a split, and the label of each."""
+    rows = usable_rows(texts, split, found)
+    if texts.label is None:
+        numbers = np.zeros(len(rows), np.int32)
+    else:
+        names = None if texts.regression else texts.label_names()
+        numbers, faults = labels.read([row[texts.label] for row in rows], names)
+        rows, numbers = keep_good(rows, faults), numbers[[fault is None for fault in faults]]
+    if split == "train" and texts.limit is not None:
+        rows, numbers = rows.take(range(min(texts.limit, len(rows)))), numbers[: texts.limit]
+    if split == "train" and texts.shots is not None:
+        chosen = labels.few(numbers, texts.label_names(), texts.shots, texts.shot_seed)
+        rows, numbers = rows.take(chosen), numbers[chosen]
+    return rows, numbers
+
+
+@functools.lru_cache(maxsize=8)
+def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
+    """The encoded rows of a split with their labels."""
+    texts.check()
+    rows, numbers = labelled_rows(texts, split, found)
+    encoded = texts.tokens(rows, long=texts.long, keep=True)
+    counted = rows.take(())
+    for row in encoded.blank.tolist():
+        counted.drop(rows.where(row), BLANK)
+    return Examples(
+        encoded=encoded,
+        labels=numbers[encoded.row_of],
+        weights=np.ones(len(encoded.row_of), np.float32),
+        dropped=len(counted.dropped),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def inferred_labels(texts: Texts, found: Signature) -> tuple[str, ...]:
+    """The labels of all of train."""
+    assert texts.label is not None
+    return labels.infer(row[texts.label] for row in usable_rows(texts, "train", found))
+
+
+def keep_good(rows: Rows, faults: Sequence[str | None]) -> Rows:
+    """The rows without a fault; the others count as bad."""
+    good = rows.take([i for i, fault in enumerate(faults) if fault is None])
+    for i, fault in enumerate(faults):
+        if fault is not None:
+            good.drop(rows.where(i), fault)
+    if not good:
+        raise DataError(f"{rows.source}:1: holds no usable rows")
+    return good
+
+
+def tokenizer_of(spec: str) -> tuple[Tokenizer, Vocabulary]:
+    """A tokenizer and its facts, loaded once a process while its files are unchanged."""
+    names = ("", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    paths = [Path(spec).expanduser() / name for name in names]
+    stats = [path.stat() if path.exists() else None for path in paths]
+    return loaded_tokenizer(spec, tuple(s and (s.st_size, s.st_mtime_ns) for s in stats))
+
+
+@functools.lru_cache(maxsize=4)
+def loaded_tokenizer(
+    spec: str, found: tuple[tuple[int, int] | None, ...]
+) -> tuple[Tokenizer, Vocabulary]:
+    """Loads a tokenizer."""
+    tokenizer = load_tokenizer(spec)
+    return tokenizer, Vocabulary.of(tokenizer)

@@ -1,0 +1,185 @@
+"""A trained model as a Hugging Face directory, which everyone else's tools load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from research.errors import ConfigError, StorageError
+from research.models.pretrained.directory import FAMILIES, count_ids, read_json
+from research.models.pretrained.family import Architecture, Family, matching
+from research.models.transformer import Spec
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+SIGNATURE = {"format": "pt", "exported_by": "graft"}
+
+
+def save(
+    directory: Path, task: Any, params: Mapping[str, Any], tokenizer_file: Path
+) -> tuple[str, ...]:
+    """Writes a directory that transformers loads: weights in float32, config and tokenizer.
+
+    `tokenizer_file` is a tokenizer.json. An export already there is replaced, at once and whole;
+    another non-empty directory is refused. Returns the parameters outside the trunk that the class
+    of transformers has no place for. Raises ConfigError where transformers would compute something
+    else, and StorageError where a file cannot be written.
+    """
+    directory = Path(directory)
+    refuse_foreign(directory)
+    family = family_for(task.backbone.spec)
+    architecture = family.architecture(task)
+    tensors, dropped = to_tensors(family, architecture, params)
+    tokenizer, settings = to_tokenizer(family, task.backbone.spec, Path(tokenizer_file))
+    config = {
+        "architectures": [architecture.name],
+        "model_type": family.name,
+        "dtype": "float32",
+        "pad_token_id": token_id(tokenizer, settings.get("pad_token")),
+        **family.to_config(task.backbone.spec),
+        **architecture.facts(task),
+    }
+    partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir(parents=True)
+        write_json(partial / "config.json", config)
+        write_json(partial / "tokenizer.json", tokenizer)
+        write_json(partial / "tokenizer_config.json", settings)
+        weights = partial / "model.safetensors"
+        save_file(tensors, weights, metadata=SIGNATURE)
+        # save_file lets nobody else read what it writes, whatever the umask.
+        weights.chmod((partial / "config.json").stat().st_mode)
+        replace(directory, partial)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{directory}: the export could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return dropped
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Raises ConfigError for a path that holds something other than an export of ours."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: is a file; an export is a directory")
+    names = {path.name for path in directory.iterdir()}
+    if not names:
+        return
+    weights = directory / "model.safetensors"
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            ours = (file.metadata() or {}).get("exported_by") == SIGNATURE["exported_by"]
+    except (OSError, SafetensorError):
+        ours = False
+    if not ours or names - set(FILES):
+        raise ConfigError(f"{directory}: is not empty and not an export, so it is left alone")
+
+
+def family_for(spec: Spec) -> Family:
+    """The first family that can express a trunk. Raises ConfigError saying what each cannot."""
+    reasons = []
+    for family in FAMILIES:
+        differences = family.differences(spec)
+        if not differences:
+            return family
+        reasons.append(f"{family.name} has no {', '.join(differences)}")
+    raise ConfigError(f"export: no Hugging Face class computes this trunk: {'; '.join(reasons)}")
+
+
+def to_tensors(
+    family: Family, architecture: Architecture, params: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Tensors by name, and the parameters that have none.
+
+    Raises ConfigError for a parameter of the trunk without a tensor: one that a strategy added and
+    that has not been merged.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    dropped = []
+    for path, leaf in flatten_dict(params, sep="/").items():
+        found = matching((*family.rules, *architecture.rules), path, leaf.shape)
+        if not found:
+            if path.startswith("backbone/"):
+                raise ConfigError(f"export: {architecture.name} has no place for parameter {path}")
+            dropped.append(path)
+            continue
+        value = np.asarray(leaf, dtype=np.float32)
+        for source in found:
+            for name, piece in zip(source.names, value if source.stacked else [value]):
+                bare = name if architecture.prefixed else name.removeprefix(family.prefix)
+                tensors[bare] = np.ascontiguousarray(piece.T if source.transposed else piece)
+    return tensors, tuple(dropped)
+
+
+def to_tokenizer(family: Family, spec: Spec, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """tokenizer.json without its own truncation and padding, and tokenizer_config.json.
+
+    Names of special tokens are those beside the tokenizer, or else the family's.
+    """
+    tokenizer = read_json(file) | {"truncation": None, "padding": None}
+    size = count_ids(tokenizer, file)
+    if size > spec.vocab_size:
+        raise ConfigError(
+            f"export: the tokenizer {file} makes ids up to {size - 1}, but the trunk has "
+            f"{spec.vocab_size} token vectors"
+        )
+    beside = file.parent / "tokenizer_config.json"
+    known = read_json(beside) if beside.is_file() else {}
+    special = {name: known.get(name) or token for name, token in family.special_tokens.items()}
+    special = {
+        name: token["content"] if isinstance(token, dict) else token
+        for name, token in special.items()
+    }
+    # Without these names transformers leaves out the types, and pairs of texts run together.
+    types = ["token_type_ids"] if spec.token_types else []
+    settings: dict[str, Any] = {
+        # Reads tokenizer.json as it is; BERT's own class would build another from the vocabulary.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": spec.max_positions,
+        "model_input_names": ["input_ids", *types, "attention_mask"],
+        **{
+            name: token for name, token in special.items() if token_id(tokenizer, token) is not None
+        },
+    }
+    normalizer = tokenizer.get("normalizer") or {}
+    if "lowercase" in normalizer:
+        settings["do_lower_case"] = normalizer["lowercase"]
+    return tokenizer, settings
+
+
+def token_id(tokenizer: Mapping[str, Any], token: str | None) -> int | None:
+    """The id of a special token in a tokenizer.json."""
+    for added in tokenizer.get("added_tokens") or ():
+        if added["content"] == token:
+            return int(added["id"])
+    vocabulary = tokenizer["model"]["vocab"]
+    return vocabulary.get(token) if isinstance(vocabulary, dict) else None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Readable JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def replace(directory: Path, partial: Path) -> None:
+    """Puts a finished directory in the place of an older one.
+
+    A crash in between leaves the older one whole, beside it under a hidden name.
+    """
+    for file in partial.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    old = partial.with_suffix(".old")
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)

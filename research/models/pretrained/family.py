@@ -1,0 +1,186 @@
+"""What a family's table is made of: rules from a parameter's path to the tensor of another library.
+
+The same rules are read in both directions, so that what is imported can be exported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from research.errors import ConfigError
+from research.models.transformer import Spec
+
+# How a stack under `scan` and an unrolled one name the same block.
+SCANNED, UNROLLED = "backbone/blocks/", "backbone/block_{i}/"
+# Fields of a Spec that change how it is computed, and not what.
+EXECUTION = ("scan", "remat", "dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The values of a config.json; every complaint names the file and the key."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer. Raises ConfigError for anything else, as the other readers do."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{self.path}: {key} is {value!r}, expected a positive integer")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A number that is not negative."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ConfigError(f"{self.path}: {key} is {value!r}, expected a number from 0 up")
+        return float(value)
+
+    def choice(self, key: str, choices: Mapping[Any, Any], default: Any) -> Any:
+        """What `choices` holds for the value."""
+        value = self.values.get(key, default)
+        for name, meaning in choices.items():
+            if type(name) is type(value) and name == value:
+                return meaning
+        supported = ", ".join(repr(name) for name in choices)
+        raise ConfigError(f"{self.path}: {key} is {value!r}, supported: {supported}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One parameter path and the tensor of the same numbers; `{i}` is the block in both.
+
+    A `transposed` matrix is [in, out] with us and [out, in] with them. Where several rules name one
+    parameter, it is read from the first tensor that is there, and written to all.
+    """
+
+    ours: str
+    theirs: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter comes from: one tensor, or one a block for a `stacked` parameter."""
+
+    names: tuple[str, ...]
+    transposed: bool
+    stacked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A class of the other library that computes what a task of ours computes.
+
+    `facts` gives its keys of config.json, and raises ConfigError for a task that it cannot express;
+    without `prefixed` its tensors are named without the family's prefix.
+    """
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    facts: Callable[[Any], dict[str, Any]] = lambda task: {}
+    prefixed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A table: how one `model_type` of Hugging Face maps to a Spec and to our parameters.
+
+    `rules` are those of the trunk. `renames`: older names, regex to today's. `buffers`: regexes of
+    tensors that hold nothing learned; `tied`: of copies of the embedding where the two are tied.
+    `tasks`: by name of a task's class; a task without one is exported as `trunk`.
+    """
+
+    name: str
+    prefix: str
+    rules: tuple[Rule, ...]
+    to_spec: Callable[[Settings], Spec]
+    to_config: Callable[[Spec], dict[str, Any]]
+    trunk: Architecture
+    tasks: Mapping[str, Architecture] = field(default_factory=dict)
+    renames: tuple[tuple[str, str], ...] = ()
+    buffers: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def architecture(self, task: Any) -> Architecture:
+        """The class that a task, or the nearest of its base classes, is exported as."""
+        for kind in type(task).__mro__:
+            if kind.__name__ in self.tasks:
+                return self.tasks[kind.__name__]
+        return self.trunk
+
+    def sources(self, path: str, shape: tuple[int, ...]) -> list[Source]:
+        """Every place that a parameter may come from, the trunk's first; empty for none."""
+        heads = (rule for task in self.tasks.values() for rule in task.rules)
+        return matching((*self.rules, *heads), path, shape)
+
+    def canonical(self, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+        """A file's tensor names by today's full names, and those that repeat another one."""
+        names = sorted(names)
+        bare = not any(name.startswith(self.prefix) for name in names)
+        current: dict[str, str] = {}
+        repeated = []
+        for name in names:
+            full = today = self.prefix + name if bare else name
+            for old, new in self.renames:
+                today = re.sub(old, new, today)
+            # A file may hold a tensor under an older name and under today's.
+            if today in current and today != full:
+                repeated.append(name)
+                continue
+            if today in current:
+                repeated.append(current[today])
+            current[today] = name
+        return current, repeated
+
+    def differences(self, spec: Spec) -> list[str]:
+        """Fields of `spec` that this family has no way to express: ["positions='rotary'", ...]."""
+        config = Settings(path=Path("config.json"), values=self.to_config(spec))
+        try:
+            back = self.to_spec(config)
+        except ConfigError as error:
+            return [str(error)]
+        return [
+            f"{item.name}={getattr(spec, item.name)!r}"
+            for item in dataclasses.fields(Spec)
+            if item.name not in EXECUTION and getattr(spec, item.name) != getattr(back, item.name)
+        ]
+
+
+def matching(rules: Iterable[Rule], path: str, shape: tuple[int, ...]) -> list[Source]:
+    """What the rules say of one parameter, in their order."""
+    found = (source_of(rule, path, shape) for rule in rules)
+    return [source for source in found if source is not None]
+
+
+def source_of(rule: Rule, path: str, shape: tuple[int, ...]) -> Source | None:
+    """The tensors that `rule` names for a parameter, None where it is not about this one."""
+    if path.startswith(SCANNED):
+        if path.replace(SCANNED, UNROLLED, 1) != rule.ours:
+            return None
+        names = tuple(rule.theirs.replace("{i}", str(i)) for i in range(shape[0]))
+        return Source(names, rule.transposed, stacked=True)
+    match = re.fullmatch(re.escape(rule.ours).replace(r"\{i\}", r"(\d+)"), path)
+    if match is None:
+        return None
+    block = match[1] if match.groups() else ""
+    return Source((rule.theirs.replace("{i}", block),), rule.transposed, stacked=False)
+
+
+def dense(ours: str, theirs: str, *, bias: bool = True) -> tuple[Rule, ...]:
+    """A dense layer: kernel and bias."""
+    kernel = Rule(f"{ours}/kernel", f"{theirs}.weight", transposed=True)
+    return (kernel, Rule(f"{ours}/bias", f"{theirs}.bias")) if bias else (kernel,)
+
+
+def norm(ours: str, theirs: str, *, bias: bool = True) -> tuple[Rule, ...]:
+    """A norm: scale and bias."""
+    scale = Rule(f"{ours}/scale", f"{theirs}.weight")
+    return (scale, Rule(f"{ours}/bias", f"{theirs}.bias")) if bias else (scale,)

@@ -1,0 +1,1 @@
+"""From runs to conclusions: statistics, tables, plots and pages."""

@@ -1,0 +1,63 @@
+"""What a study is handed: a way to run configs under its own folder, each once, all on record."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research import config as configs
+from research import runs
+from research.config import Config
+from research.errors import ConfigError
+from research.train import Result, run
+
+
+class Runner:
+    """`runner(config)` trains in `path/config.name`, or returns what an earlier call made there.
+
+    `results` are the runs of this call in their order; results.jsonl keeps one row a run.
+    """
+
+    def __init__(self, path: str | Path, *, progress: bool = True) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.progress = progress
+        self.results: list[Result] = []
+
+    def __call__(self, config: Config) -> Result:
+        result = run(config, self.path, progress=self.progress)
+        self.results.append(result)
+        rows = [
+            {
+                "name": one.config.name,
+                "seed": one.config.seed,
+                "metrics": one.metrics,
+                "seconds": one.summary["seconds"],
+                "fingerprints": one.summary["fingerprints"],
+            }
+            for one in self.results
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        runs.write_atomic(self.path / "results.jsonl", text.encode())
+        return result
+
+
+def knobs(study: Callable[..., Any], arguments: list[str], prog: str) -> dict[str, Any]:
+    """The keyword arguments of `study` with typed overrides, such as ["--seeds", "3"]."""
+    hints = typing.get_type_hints(study)
+    found = []
+    for parameter in list(inspect.signature(study).parameters.values())[1:]:
+        if parameter.default is parameter.empty:
+            raise ConfigError(f"study: knob {parameter.name} has no default")
+        found.append(
+            (parameter.name, hints[parameter.name], dataclasses.field(default=parameter.default))
+        )
+    kind = dataclasses.make_dataclass("Knobs", found, frozen=True)
+    kind.__doc__ = inspect.getdoc(study)
+    settings = configs.override(kind(), arguments, prog)
+    return {name: getattr(settings, name) for name, _, _ in found}

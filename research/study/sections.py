@@ -1,0 +1,260 @@
+"""The parts of a run's page: curves, metrics, classes, mistakes, time, audit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from research import metrics
+from research.study import plot
+from research.study.curves import ends, noisy
+from research.study.page import Beside, Block, Details, Facts, Figure, Text
+from research.study.plot import Series
+from research.study.records import Record, flatten, number
+from research.study.table import Cell, Table
+
+SHOWN_MISTAKES = 20
+SHOWN_CONFUSIONS = 15
+COUNTERS = ("examples", "tokens", "skipped")
+
+
+def loss_figure(record: Record) -> list[Block]:
+    """Train loss, smoothed, and that of every evaluated split."""
+    series: list[Series] = []
+    for split, names in record.history.items():
+        if "loss" in names and split == "train":
+            series = noisy("train (smoothed)", names["loss"]) + series
+        elif "loss" in names:
+            series.append(Series(label=split, x=names["loss"][0], y=names["loss"][1]))
+    if not series:
+        return []
+    drawn = plot.curves("Loss", series, xlabel="step", ylabel="loss")
+    return [Figure(drawn, f"Loss: {ends(series)}.")]
+
+
+def score_figures(record: Record) -> list[Block]:
+    """Scores within [-1, 1] in one figure, each other one alone; the tracked one first."""
+    shared: list[Series] = []
+    alone: list[Series] = []
+    for score in record.scores():
+        split, _, name = score.partition("/")
+        if name == "loss" or name not in record.history.get(split, {}):
+            continue
+        steps, values = record.history[split][name]
+        bounded = np.abs(values[np.isfinite(values)]).max(initial=0) <= 1
+        (shared if bounded else alone).append(Series(label=score, x=steps, y=values))
+    groups = [("Scores", shared[:6])] if shared else []
+    groups += [(line.label, [line]) for line in alone[:3]]
+    return [
+        Figure(
+            plot.curves(title, lines, xlabel="step", ylabel=title.lower()),
+            f"{title}: {ends(lines)}.",
+        )
+        for title, lines in groups
+    ]
+
+
+def optimisation(record: Record) -> list[Block]:
+    """What else was logged of training: learning rate, gradient norm, further means."""
+    figures: list[Block] = []
+    for name, curve in record.history.get("train", {}).items():
+        if name == "loss" or name in COUNTERS or len(curve[0]) < 2:
+            continue
+        series = [Series(label=name, x=curve[0], y=curve[1])]
+        if name != "learning_rate":
+            series = noisy(name, curve)
+        drawn = plot.curves(name, series, xlabel="step", ylabel=name, log_y=name == "grad_norm")
+        figures.append(Figure(drawn, f"{name} of training."))
+    return [Details("Optimisation", figures)] if figures else []
+
+
+def metric_table(record: Record) -> Table:
+    """The final metrics: one row a metric, one column a split."""
+    splits = list(dict.fromkeys(name.split("/")[0] for name in record.metrics))
+    splits.sort(key="train".__eq__)
+    order = [*record.scores(), *record.metrics]
+    names = list(dict.fromkeys(name.partition("/")[2] for name in order))
+    rows = tuple(
+        (name, *(record.metrics.get(f"{split}/{name}") for split in splits)) for name in names
+    )
+    return Table("", ("metric", *splits), rows)
+
+
+def class_blocks(split: str, details: dict[str, Any]) -> list[Block]:
+    """Of a split's details: scores by class, the confusion matrix, what is most confused."""
+    labels = [str(label) for label in details["labels"]]
+    matrix = np.asarray(details["confusion"], np.int64)
+    precision, recall, f1 = metrics.precision_recall_f1(matrix)
+    rows = tuple(
+        (label, int(count), float(p), float(r), float(f))
+        for label, count, p, r, f in zip(labels, matrix.sum(1), precision, recall, f1)
+    )
+    columns = ("class", "examples", "precision", "recall", "F1")
+    by_class = Table("", columns, rows)
+    drawn = plot.confusion_matrix(matrix, labels, title=f"Confusion matrix, {split}")
+    caption = f"{split}: rows are labels, columns predictions, shaded by share of the row."
+    if len(labels) <= 10:
+        return [Beside([Figure(drawn, caption), by_class])]
+    folded = Details(f"{split}: {len(labels)} classes one by one", [by_class])
+    return [Figure(drawn, caption, wide=True), *confused_pairs(matrix, labels), folded]
+
+
+def confused_pairs(matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> list[Block]:
+    """The largest cells off the diagonal, for a matrix too large to search by eye."""
+    off = matrix * ~np.eye(len(matrix), dtype=bool)
+    if len(labels) <= 10 or not off.any():
+        return []
+    largest = np.argsort(off, axis=None, kind="stable")[::-1][:SHOWN_CONFUSIONS]
+    rows = tuple(
+        (labels[row], labels[column], int(off[row, column]), float(off[row, column] / total))
+        for row, column in zip(*np.unravel_index(largest, off.shape))
+        if off[row, column] and (total := matrix[row].sum())
+    )
+    columns = ("label", "predicted", "examples", "share of label")
+    return [Table("Most often confused", columns, rows)]
+
+
+def mistake_table(mistakes: Sequence[dict[str, Any]]) -> Table:
+    """The wrong predictions the model was surest of."""
+    surest = sorted(mistakes, key=lambda mistake: -number(mistake["probability"]))
+    rows = tuple(
+        (
+            number(mistake["probability"]),
+            str(mistake["label"]),
+            str(mistake["prediction"]),
+            _cut(mistake.get("text", ""), 300),
+        )
+        for mistake in surest[:SHOWN_MISTAKES]
+    )
+    columns = ("probability", "label", "predicted", "text")
+    return Table("Most confident mistakes", columns, rows)
+
+
+def detail_blocks(split: str, details: dict[str, Any]) -> list[Block]:
+    """All that a split's details hold: the known kinds drawn, others as tables of their leaves."""
+    rest = dict(details)
+    blocks: list[Block] = []
+    if "labels" in rest and "confusion" in rest:
+        blocks += class_blocks(split, rest)
+        del rest["labels"], rest["confusion"]
+    mistakes = rest.pop("mistakes", None)
+    if mistakes:
+        blocks.append(mistake_table(mistakes))
+    for name, value in rest.items():
+        blocks += _unknown(name, value)
+    return blocks
+
+
+def _unknown(name: str, value: Any) -> list[Block]:
+    """A dict or list of dicts as a table, scalars as facts."""
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        inner = [(str(key), row) for key, row in value.items()]
+    elif isinstance(value, list):
+        inner = [(str(key), row) for key, row in enumerate(value)]
+    if inner and all(isinstance(row, dict) for _, row in inner):
+        columns = tuple(dict.fromkeys(key for _, row in inner for key in row))
+        rows = tuple((key, *(leaf(row.get(column)) for column in columns)) for key, row in inner)
+        return [Table(name, (name, *columns), rows)]
+    facts = {key: leaf(item) for key, item in flatten(value, name).items()}
+    return [Facts(facts)] if facts else []
+
+
+def time_table(seconds: dict[str, Any]) -> Table:
+    """Seconds by phase with their share of the total, longest first."""
+    total = number(seconds["total"]) if "total" in seconds else sum(map(number, seconds.values()))
+    phases = {name: number(value) for name, value in seconds.items() if name != "total"}
+    rows: list[tuple[Cell, ...]] = [
+        (name, f"{value:.1f}", f"{value / total:.1%}" if total else None)
+        for name, value in sorted(phases.items(), key=lambda item: -item[1])
+    ]
+    columns = ("phase", "seconds", "share")
+    return Table("", columns, (*rows, ("total", f"{total:.1f}", None)))
+
+
+def audit_blocks(audit: dict[str, Any]) -> list[Block]:
+    """What was trained: the summary, and one row for parameters alike but for their numbers."""
+    if not audit:
+        return []
+    rows = audit.get("parameters", [])
+    facts = {
+        name: leaf(value)
+        for key, group in audit.items()
+        if key != "parameters"
+        for name, value in flatten(group, "" if isinstance(group, dict) else key).items()
+    }
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        alike = tuple(str(value) for key, value in row.items() if key != "path")
+        groups.setdefault((re.sub(r"\d+", "#", row["path"]), *alike), []).append(row)
+    lines = tuple(_audit_line(group) for group in groups.values())
+    columns = ("parameters", "shape", "dtype", "count", "learns", "rate ×", "decay", "sharding")
+    table = Table("", columns, lines)
+    folded = Details(f"{len(rows)} parameter arrays", [table], unfolded=len(lines) <= 30)
+    return [*([Facts(facts)] if facts else []), folded]
+
+
+def _audit_line(group: Sequence[dict[str, Any]]) -> tuple[Cell, ...]:
+    row = group[0]
+    axes = " × ".join(str(axis) if axis else "–" for axis in row["sharding"] or [])
+    return (
+        merge_paths([member["path"] for member in group]),
+        " × ".join(str(size) for size in row["shape"]) or "scalar",
+        row["dtype"],
+        sum(member["parameters"] for member in group),
+        "yes" if row["learns"] else "no",
+        f"{number(row['multiplier']):g}",
+        f"{number(row['decay']):g}",
+        axes if re.search(r"\w", axes) else None,
+    )
+
+
+def merge_paths(paths: Sequence[str]) -> str:
+    """Paths equal but for their numbers as one: a_0/b, a_1/b, a_2/b -> a_{0…2}/b."""
+    pieces = [re.split(r"(\d+)", path) for path in paths]
+    merged = ""
+    for column in zip(*pieces):
+        values = list(dict.fromkeys(column))
+        if len(values) == 1:
+            merged += values[0]
+            continue
+        numbers = sorted(int(value) for value in values)
+        unbroken = numbers == list(range(numbers[0], numbers[-1] + 1))
+        ends = f"{numbers[0]}…{numbers[-1]}" if unbroken else ",".join(map(str, numbers))
+        merged += f"{{{ends}}}"
+    return merged
+
+
+def leaf(value: Any) -> Cell:
+    """A JSON value as a cell."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or None
+    return str(value) if value else None
+
+
+def _cut(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+
+
+def unfinished(record: Record) -> list[Block]:
+    """A warning for a run without a result."""
+    if record.result:
+        return []
+    last = max((c[0][-1] for n in record.history.values() for c in n.values()), default=0)
+    return [Text(f"This run has no result: it is still going, or it ended at step {last:g}.")]
+
+
+def provenance(record: Record) -> dict[str, Cell]:
+    """Versions, hardware and fingerprints: what the numbers depend on beside the config."""
+    facts: dict[str, Cell] = {}
+    for group in ("versions", "device", "cpu", "fingerprints", "data"):
+        for name, value in flatten(record.result.get(group)).items():
+            if value is not None:
+                facts[f"{group.removesuffix('s')} {name}".strip()] = leaf(value)
+    return facts
