@@ -296,5 +296,7 @@ def _options() -> ocp.Context:
     # Trained float32 shrinks by 8 % and takes twice the processor time.
     context.array_options.saving.use_compression = False
     context.array_options.saving.ocdbt_target_data_file_size = FILE_SIZE
+    # Otherwise a process that ends uncleanly in mid-save waits five minutes for a folder.
+    context.async_options.create_directories_asynchronously = False
     context.pytree_options.loading.partial_load = True
     return context

@@ -210,6 +210,11 @@ def code_fingerprint(root: str | Path = Path(__file__).parent) -> str:
 
 def peak_memory_mb() -> float:
     """The most host memory this process has held, in MB (10^6 bytes)."""
+    # Linux: ru_maxrss is inherited from the process that started this one, VmHWM is not.
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Bytes on macOS, KiB elsewhere: getrusage(2).
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

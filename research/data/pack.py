@@ -112,8 +112,8 @@ def plan(
 
     T is `row_length`, or else the multiple of 8 that costs least; up to `shapes` values of B, each
     divisible by `multiple`, are chosen to pad the fewest rows. Where `steps` are only a sample,
-    `every` holds the lengths of all examples there are, and one more shape is added, if need be,
-    that takes any step of as many examples as the largest in the sample. Raises ConfigError where
+    `every` holds the lengths of all examples there are, and up to two more shapes are added, the last
+    of which takes any step of as many examples as the largest in the sample. Raises ConfigError where
     an example is longer than `row_length`.
     """
     longest = max(int(lengths.max()) for lengths in steps)
@@ -201,7 +201,9 @@ def choose_rows(needed: np.ndarray, shapes: int) -> list[int]:
 
 
 def rescue(largest: Shape, every: np.ndarray, count: int, multiple: int) -> list[Shape]:
-    """A shape for any step of `count` examples, where the largest planned one is not.
+    """A shape for any step of `count` examples, and before it one for steps a little over the plan.
+
+    None where the largest planned shape takes any step. Neither is compiled before it is met.
 
     Any two rows of a packing hold more than one row's cells together, or the later one would not
     have been opened: R rows hold more than R/2 of them.
@@ -214,4 +216,6 @@ def rescue(largest: Shape, every: np.ndarray, count: int, multiple: int) -> list
     slots = min(count, length // int(every.min()))
     if bound <= rows and slots <= most:
         return []
-    return [(max(rows, bound), length, max(most, slots))]
+    last = (max(rows, bound), length, max(most, slots))
+    spare = (round_up(rows + rows // 8 + 1, multiple), length, most + most // 2 + 1)
+    return [spare, last] if spare[0] < last[0] and spare[2] < last[2] else [last]

@@ -13,7 +13,6 @@ import hashlib
 import re
 import sys
 import sysconfig
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -98,7 +97,7 @@ def passages() -> list[Row]:
     candidates = [(d.module, d.text) for d in docstrings() if d.top not in dev]
     for module, text in [*candidates, *topics()]:
         text = " ".join(s for s in sentences(clean(text)) if fold(s) not in held_out)
-        if len(text.split()) >= FEWEST_WORDS and text not in seen:
+        if words(text) >= FEWEST_WORDS and text not in seen:
             seen.add(text)
             found.append({"text": text, "module": module})
     return found
@@ -131,7 +130,7 @@ def choose(area: str, modules: list[str], taken: set[str], most: int) -> list[Ro
     for docstring in docstrings():
         if docstring.top in by_module:
             text = remove(clean(docstring.text), docstring, area_names)
-            if len(WORD.findall(text)) >= FEWEST_WORDS and text not in taken:
+            if words(text) >= FEWEST_WORDS and text not in taken:
                 taken.add(text)
                 row = {"text": text, "label": area, "module": docstring.module}
                 by_module[docstring.top].append(row)
@@ -166,6 +165,11 @@ def clean(text: str) -> str:
         line for line in lines if not line.startswith((">>>", "... ")) and re.search(r"\w", line)
     ]
     return " ".join(" ".join(kept).split())
+
+
+def words(text: str) -> int:
+    """How many of a text's pieces between spaces hold a letter."""
+    return sum(WORD.search(piece) is not None for piece in text.split())
 
 
 def sentences(text: str) -> list[str]:
@@ -208,14 +212,21 @@ def library() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
+def files(root: Path) -> list[Path]:
+    """The library's own sources, by name; what is installed beside them is not looked at."""
+    found: list[Path] = []
+    for name in sorted(sys.stdlib_module_names - SKIPPED):
+        single, package = root / f"{name}.py", root / name
+        found += [single] if single.is_file() else sorted(package.rglob("*.py"))
+    return [path for path in found if not SKIPPED & set(path.relative_to(root).parts)]
+
+
 @functools.cache
 def docstrings() -> tuple[Docstring, ...]:
     """Every docstring of the standard library, by file and line."""
     root, found = library(), list[Docstring]()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+    for path in files(root):
         parts = path.relative_to(root).with_suffix("").parts
-        if parts[0] not in sys.stdlib_module_names or SKIPPED & set(parts):
-            continue
         module = ".".join(parts).removesuffix(".__init__")
         try:
             tree = ast.parse(path.read_bytes())
@@ -240,10 +251,3 @@ def walk(
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from walk(child, module, (*names, child.name))
-
-
-def counts() -> dict[str, dict[str, int]]:
-    """Rows of each area in each split."""
-    return {
-        split: dict(Counter(row["label"] for row in areas(split))) for split in ("train", "dev")
-    }

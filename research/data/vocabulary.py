@@ -193,14 +193,22 @@ def train_wordpiece(texts: Iterable[str], size: int, path: str | Path) -> Path:
     """Trains a lower-casing WordPiece vocabulary of at most `size` tokens; returns `path`.
 
     `path` is a tokenizer.json, or a directory that gets one and loads in transformers. The same
-    texts give the same file.
+    texts give the same file. Raises ConfigError where `size` does not even hold their letters.
     """
-    tokenizer = wordpiece(models.WordPiece(unk_token="[UNK]"), lower=True)
+    raw = wordpiece(models.WordPiece(unk_token="[UNK]"), lower=True)
+    kept = list(texts)
+    letters = inner_letters(raw, kept)
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(BERT_SPECIAL), show_progress=False
+        vocab_size=size, special_tokens=[*BERT_SPECIAL, *letters], show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    finish(tokenizer)
+    raw.train_from_iterator(kept, trainer)
+    tokens = raw.get_vocab()
+    if len(tokens) > size:
+        raise ConfigError(
+            f"a vocabulary of {size} tokens is too small: the letters of the texts alone are "
+            f"{len(tokens)}"
+        )
+    tokenizer = wordpiece(models.WordPiece(tokens, unk_token="[UNK]"), lower=True)
     path = Path(path)
     file = path if path.suffix == ".json" else path / "tokenizer.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -210,6 +218,19 @@ def train_wordpiece(texts: Iterable[str], size: int, path: str | Path) -> Path:
         settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **special}
         write(path / "tokenizer_config.json", json.dumps(settings, indent=2))
     return path
+
+
+def inner_letters(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """ "##x" for every letter x inside a word, sorted.
+
+    The trainer would number them in the order of a hash table that is seeded anew in every process,
+    and ties between merges are broken by these numbers.
+    """
+    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    letters = {
+        letter for text in texts for word, _ in split(normalize(text)) for letter in word[1:]
+    }
+    return sorted(f"##{letter}" for letter in letters)
 
 
 def write(file: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from research.study.table import show
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
@@ -96,25 +97,25 @@ def curves(
     """Lines with bands as SVG; gaps where a value is not finite. A lone point gets a marker."""
     with _figure(5.6, 3.3) as (figure, drawn):
         axes = figure.add_subplot()
-        solid = 0
+        lines: dict[Line2D, str] = {}
         for line in series:
             x, y = np.asarray(line.x, np.float64), _finite(line.y)
-            color, dashes = COLORS[solid % len(COLORS)], DASHES[solid // 2 % len(DASHES)]
+            color, dashes = COLORS[len(lines) % len(COLORS)], DASHES[len(lines) // 2 % len(DASHES)]
             if line.faint:
                 axes.plot(x, y, color=color, alpha=0.3, linewidth=0.8)
                 continue
             marker = "o" if np.isfinite(y).sum() <= 12 else ""
-            axes.plot(x, y, color=color, linestyle=dashes, marker=marker, ms=4, label=line.label)
+            (curve,) = axes.plot(x, y, color=color, linestyle=dashes, marker=marker, ms=4)
+            lines[curve] = _literal(line.label)
             if line.low is not None and line.high is not None:
                 band = (_finite(line.low), _finite(line.high))
                 axes.fill_between(x, *band, color=color, alpha=0.2, linewidth=0)
-            solid += 1
         _scale(axes, log_x=log_x, log_y=log_y)
         _name(axes, title, xlabel, ylabel)
         if not any(np.isfinite(_finite(line.y)).any() for line in series):
             axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
-        if solid > 1:
-            _legend(axes, solid)
+        if len(lines) > 1:
+            _legend(axes, lines)
     return drawn[0]
 
 
@@ -131,12 +132,13 @@ def bars(title: str, values: Mapping[str, Summary | float], *, ylabel: str) -> s
         spreads = np.nan_to_num(_finite([summary.sd for summary in summaries]))
         places = np.arange(len(names))
         axes.barh(places, np.nan_to_num(middles), height=0.62, color=COLORS[0], alpha=0.85)
-        for place, summary, middle, spread in zip(places, values.values(), middles, spreads):
+        for place, value, middle, spread in zip(places, values.values(), middles, spreads):
             end = float(np.nan_to_num(middle + spread))
             if spread:
                 ends = [middle - spread, end]
                 axes.plot(ends, [place, place], color=INK, linewidth=1.4, marker="|", ms=7)
-            axes.text(end, float(place), f"  {show(summary)}", va="center", fontsize=9)
+            beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points"}
+            axes.annotate(show(value), (end, float(place)), va="center", fontsize=9, **beside)
         axes.set_yticks(places, [_literal(name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.margins(x=0.3)
@@ -249,9 +251,9 @@ def _name(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.set_ylabel(_literal(ylabel))
 
 
-def _legend(axes: Axes, count: int) -> None:
+def _legend(axes: Axes, lines: Mapping[Line2D, str]) -> None:
     """Inside for a few lines, below for many."""
-    if count <= 4:
-        axes.legend(loc="best")
-    else:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(3, count))
+    place: dict[str, Any] = {"loc": "best"}
+    if len(lines) > 4:
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 3}
+    axes.legend(list(lines), list(lines.values()), **place)

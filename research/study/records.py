@@ -84,7 +84,7 @@ def read_history(file: Path) -> dict[str, dict[str, Curve]]:
     """
     if not file.is_file():
         return {}
-    lines = _text(file).split("\n")
+    lines = _bytes(file).split(b"\n")
     points: dict[str, dict[str, dict[int, float]]] = {}
     for count, line in enumerate(lines, start=1):
         if not line.strip():
@@ -139,11 +139,11 @@ def _curve(points: dict[int, float]) -> Curve:
     return np.asarray(steps, np.float64), np.asarray(values, np.float64)
 
 
-def _text(file: Path) -> str:
+def _bytes(file: Path) -> bytes:
     try:
-        return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{file} cannot be read: {error}.") from error
+        return file.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(_text(file))
+        found = json.loads(_bytes(file))
     except ValueError as error:
         raise StorageError(f"{file} is not JSON: {error}.") from error
     if isinstance(found, list):

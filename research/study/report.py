@@ -104,7 +104,7 @@ def _headline(record: Record) -> list[Block]:
 
 def duration(seconds: float) -> str:
     """12.3 s, 4 min 05 s, 2 h 03 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes = round(seconds) // 60
     if minutes < 60:

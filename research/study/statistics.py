@@ -21,7 +21,8 @@ RANDOM_FLIPS = 100_000
 class Summary:
     """A sample in five numbers: mean, standard deviation (n - 1), n, and an interval of the mean.
 
-    `sd`, `low` and `high` are NaN for a single value: one run has no spread.
+    `sd`, `low` and `high` are NaN for a single value: one run has no spread. All but `n` are NaN
+    where a value is not finite: a failed run is not left out unseen.
     """
 
     mean: float
@@ -40,6 +41,8 @@ class Summary:
         sample = np.asarray(values, np.float64)
         if sample.ndim != 1 or not sample.size:
             raise ConfigError(f"A summary needs a list of values, got shape {sample.shape}.")
+        if not np.isfinite(sample).all():
+            return cls(mean=math.nan, sd=math.nan, n=sample.size, low=math.nan, high=math.nan)
         mean = float(sample.mean())
         if sample.size == 1:
             return cls(mean=mean, sd=math.nan, n=1, low=math.nan, high=math.nan)

@@ -219,7 +219,11 @@ FATAL = [
     ("rows.tsv.xz", b"no archive", "cannot be read any further"),
     ("rows.tsv.bz2", b"no archive", "cannot be read any further"),
     *(
-        (f"rows.tsv{suffix}", pack(b"text\n" + os.urandom(5000).hex().encode())[:-40], "any further")
+        (
+            f"rows.tsv{suffix}",
+            pack(b"text\n" + os.urandom(5000).hex().encode())[:-40],
+            "any further",
+        )
         for suffix, pack in COMPRESS.items()
         if suffix
     ),
@@ -271,7 +275,9 @@ def box(tmp_path_factory):
 def mutated(valid: bytes) -> st.SearchStrategy[bytes]:
     """Bytes, or a valid file with a piece replaced, removed or repeated."""
     spot = st.integers(0, len(valid))
-    odd = st.sampled_from([b'"', b"\n", b"\t", b",", b"\\", b"\xff", b"\0", b"{", b"[", b"\r", b"]"])
+    odd = st.sampled_from(
+        [b'"', b"\n", b"\t", b",", b"\\", b"\xff", b"\0", b"{", b"[", b"\r", b"]"]
+    )
     piece = st.lists(odd | st.binary(max_size=6), max_size=4).map(b"".join)
     cut = st.tuples(spot, spot, piece).map(
         lambda t: valid[: min(t[:2])] + t[2] + valid[max(t[:2]) :]
@@ -279,7 +285,9 @@ def mutated(valid: bytes) -> st.SearchStrategy[bytes]:
     return cut | st.binary(max_size=200)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "txt", "csv.gz", "tsv.xz", "zip"])
+@pytest.mark.parametrize(
+    "suffix", ["jsonl", "json", "csv", "tsv", "txt", "csv.gz", "tsv.xz", "zip"]
+)
 def test_readers_give_rows_or_a_data_error(box, suffix):
     valid = written({"txt": "tsv", "zip": "csv"}.get(suffix, suffix.split(".")[0]), ROWS * 3)
     if suffix == "zip":
@@ -300,7 +308,7 @@ def test_readers_give_rows_or_a_data_error(box, suffix):
         except DataError as error:
             assert str(error).startswith(str(path))
             return
-        assert 0 < len(rows)
+        assert len(rows) > 0
         assert len(rows.dropped) <= allowed
         assert all(type(value) is str for row in rows for value in row.values())
 

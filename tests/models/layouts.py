@@ -33,9 +33,12 @@ def examples(lengths: Sequence[int], *, vocab_size: int, seed: int = 0) -> list[
     ]
 
 
-def layout(rows: Sequence[Sequence[Example]], width: int) -> dict[str, jnp.ndarray]:
-    """A batch [B, T] with the examples of each row side by side, and [B, M] facts about them."""
-    B, M = len(rows), max(len(row) for row in rows)
+def layout(
+    rows: Sequence[Sequence[Example]], width: int, *, places: int = 0
+) -> dict[str, jnp.ndarray]:
+    """A batch [B, T] with the examples of each row side by side, and [B, M] facts about them; M is
+    at least `places`."""
+    B, M = len(rows), max(places, *(len(row) for row in rows))
     tokens = {name: np.zeros((B, width), np.int32) for name in ("tokens", "positions", "types")}
     tokens["segments"] = np.zeros((B, width), np.int32)
     facts = {name: np.zeros((B, M), np.int32) for name in ("ids", "starts", "lengths", "labels")}

@@ -32,6 +32,8 @@ def test_a_single_value_has_no_spread_and_none_is_refused():
     single = Summary.of([0.5])
     assert (single.mean, single.n) == (0.5, 1)
     assert math.isnan(single.sd) and math.isnan(single.low) and math.isnan(single.high)
+    failed = Summary.of([0.5, math.inf, -math.inf])
+    assert failed.n == 3 and math.isnan(failed.mean) and math.isnan(failed.low)
     with pytest.raises(ConfigError, match="summary"):
         Summary.of([])
 
