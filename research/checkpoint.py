@@ -112,8 +112,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for the save that runs; raises `StorageError` where it failed."""
-        pending = self._pending
-        if pending is None:
+        if (pending := self._pending) is None:
             return
         try:
             pending.result()
@@ -245,9 +244,9 @@ def load_tree(
     if not inside:
         tops = sorted({path.partition("/")[0] for path in tree})
         raise ConfigError(f"{folder} has nothing below {prefix!r}; it has {', '.join(tops)}")
-    dtypes = {path: jnp.dtype(tree[path]["dtype"]) for path in inside}
     # A view of a single number: shape and dtype at no memory.
-    wanted = {p: np.broadcast_to(np.empty((), dtypes[p]), tree[p]["shape"]) for p in inside}
+    scalars = {path: np.empty((), jnp.dtype(tree[path]["dtype"])) for path in inside}
+    wanted = {p: np.broadcast_to(scalar, tree[p]["shape"]) for p, scalar in scalars.items()}
     found = _read(folder, {path: leaf for path, leaf in wanted.items() if leaf.size})
     nested = unflatten_dict({path: found.get(path, wanted[path]) for path in inside}, sep="/")
     for name in filter(None, prefix.split("/")):
@@ -281,13 +280,12 @@ def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _read(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:
-    if not leaves:
-        return {}
     try:
         with _options():
-            return flatten_dict(ocp.load(folder, unflatten_dict(leaves, sep="/")), sep="/")
+            nested = ocp.load(folder, unflatten_dict(leaves, sep="/")) if leaves else {}
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder}: verified, yet Orbax cannot read it: {error}") from error
+    return flatten_dict(nested, sep="/")
 
 
 def _options() -> ocp.Context:
@@ -296,7 +294,7 @@ def _options() -> ocp.Context:
     # Trained float32 shrinks by 8 % and takes twice the processor time.
     context.array_options.saving.use_compression = False
     context.array_options.saving.ocdbt_target_data_file_size = FILE_SIZE
-    # Otherwise a process that ends uncleanly in mid-save waits five minutes for a folder.
+    # Otherwise a process that ends in mid-save without `close` waits five minutes for a folder.
     context.async_options.create_directories_asynchronously = False
     context.pytree_options.loading.partial_load = True
     return context

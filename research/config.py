@@ -17,6 +17,7 @@ import io
 import json
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,21 +134,56 @@ def override(config: Any, arguments: list[str], prog: str) -> Any:
             hint = f"; did you mean {near[0]}?" if near else "; --help lists all"
             raise ConfigError(f"unknown override {argument.split('=')[0]}{hint}")
     complaint = io.StringIO()
+    plain = mirror(config)
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                type(config),
-                default=config,
+            parsed = tyro.cli(
+                type(plain),
+                default=plain,
                 args=arguments,
                 prog=prog,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
+            return reflect(config, parsed)
     except SystemExit as end:
         if not end.code:
             raise
         words = re.sub(r"[─│╭╮╰╯]+|\x1b\[[\d;]*m", " ", complaint.getvalue())
         sentence = " ".join(words.split()).split("For full helptext")[0].strip()
         raise ConfigError(f"overrides: {sentence}") from None
+
+
+def mirror(value: Any) -> Any:
+    """A plain dataclass with the fields of `value`, nested alike: what the command line parses into.
+
+    A field's own type says too little where it is a protocol or linen's Module; its value tells all.
+    """
+    hints = typing.get_type_hints(type(value))
+    specs: list[tuple[str, Any, Any]] = []
+    for name, inner in fields(value):
+        nested = is_nested(inner)
+        default = mirror(inner) if nested else inner
+        kind = type(default) if nested else hints[name]
+        specs.append((name, kind, dataclasses.field(default=default)))
+    made = dataclasses.make_dataclass(type(value).__name__, specs, frozen=True)
+    made.__doc__ = type(value).__doc__
+    return made()
+
+
+def reflect(value: Any, parsed: Any) -> Any:
+    """`value` with the fields that its mirror was given."""
+    changes = {
+        name: reflect(inner, getattr(parsed, name)) if is_nested(inner) else getattr(parsed, name)
+        for name, inner in fields(value)
+    }
+    if isinstance(value, nn.Module):
+        return value.clone(**changes)
+    return dataclasses.replace(value, **changes)
+
+
+def is_nested(value: Any) -> bool:
+    """Whether a value is a dataclass with fields of its own."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def fields(value: Any) -> Iterator[tuple[str, Any]]:
@@ -161,7 +197,7 @@ def fields(value: Any) -> Iterator[tuple[str, Any]]:
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf as ("optim.learning_rate", value)."""
     for name, inner in fields(value):
-        if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
+        if is_nested(inner):
             yield from leaves(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner
@@ -169,7 +205,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def describe(value: Any) -> Any:
     """JSON values from which `build` makes an equal object."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if is_nested(value):
         kind = f"{type(value).__module__}:{type(value).__qualname__}"
         return {"type": kind} | {name: describe(inner) for name, inner in fields(value)}
     if isinstance(value, tuple | list):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from research import audit, checkpoint, runs, sharding
+from research import audit, checkpoint, manifest, runs, sharding
 from research.config import Config, build, fields
 from research.errors import ConfigError
 from research.models import pretrained
@@ -115,7 +115,8 @@ def starting_params(
     if config.init_from is None:
         return fresh
     if is_run(config.init_from):
-        source = checkpoint.load_tree(Path(config.init_from) / "checkpoints")
+        directory = Path(config.init_from) / "checkpoints"
+        source = checkpoint.load_tree(directory, step=manifest.best(directory))
         params, account = pretrained.transfer(source, abstract, fresh=fresh)
     else:
         params, account = pretrained.load(

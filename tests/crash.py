@@ -26,7 +26,7 @@ def child(folder: Path, workdir: Path) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            run(workshop.config(folder, steps=40, eval_every=5), workdir)
+            run(workshop.config(folder, steps=40, eval_every=10, save_every=4), workdir)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)
@@ -42,11 +42,11 @@ def lines(workdir: Path) -> list[dict[str, object]]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    os.waitpid(child(folder, folder / "warm"), 0)
+    os.waitpid(child(folder, folder / "unbroken-warm"), 0)
     started = time.monotonic()
-    os.waitpid(child(folder, folder / "whole"), 0)
+    os.waitpid(child(folder, folder / "unbroken"), 0)
     span = time.monotonic() - started
-    expected = lines(folder / "whole")
+    expected = lines(folder / "unbroken")
     for number, share in enumerate(map(float, sys.argv[2:])):
         workdir = folder / f"killed{number}"
         pid = child(folder, workdir)

@@ -112,9 +112,9 @@ def plan(
 
     T is `row_length`, or else the multiple of 8 that costs least; up to `shapes` values of B, each
     divisible by `multiple`, are chosen to pad the fewest rows. Where `steps` are only a sample,
-    `every` holds the lengths of all examples there are, and up to two more shapes are added, the last
-    of which takes any step of as many examples as the largest in the sample. Raises ConfigError where
-    an example is longer than `row_length`.
+    `every` holds the lengths of all examples there are, and up to two more shapes are added, the
+    last of which takes any step of as many examples as the largest in the sample. Raises
+    ConfigError where an example is longer than `row_length`.
     """
     longest = max(int(lengths.max()) for lengths in steps)
     if every is not None:
@@ -217,5 +217,5 @@ def rescue(largest: Shape, every: np.ndarray, count: int, multiple: int) -> list
     if bound <= rows and slots <= most:
         return []
     last = (max(rows, bound), length, max(most, slots))
-    spare = (round_up(rows + rows // 8 + 1, multiple), length, most + most // 2 + 1)
-    return [spare, last] if spare[0] < last[0] and spare[2] < last[2] else [last]
+    spare = (round_up(rows + rows // 8 + 1, multiple), length, min(last[2], most + most // 2 + 1))
+    return [spare, last] if spare[0] < last[0] else [last]

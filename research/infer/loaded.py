@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from research import checkpoint, runs
+from research import checkpoint, manifest, runs
 from research.config import Config, build
 from research.errors import ConfigError
 from research.evaluate import Model
@@ -44,7 +44,7 @@ def load(path: str | Path) -> Loaded:
     path = Path(path)
     config = build(runs.read_config(path)["config"])
     directory = path / "checkpoints"
-    step = checkpoint.best(directory) or checkpoint.latest(directory)
+    step = manifest.best(directory) or manifest.latest(directory)
     if step is None:
         raise ConfigError(f"{path}: has no checkpoint yet")
     params: dict[str, Any] = checkpoint.load_tree(directory, step=step)

@@ -117,11 +117,13 @@ def test_the_stream_is_one_permutation_after_another(rows, size, seed):
 
 
 def test_epochs_and_seeds_differ_and_every_place_is_equally_likely():
-    orders = np.array([Batches(make([1] * 6), 6, steps=1, seed=s).permute(0) for s in range(3000)])
+    single = Batches(make([1] * 6), 6, steps=1)
+    orders = np.array([single.permute(epoch) for epoch in range(3000)])
     counts = np.array([np.bincount(orders[:, place], minlength=6) for place in range(6)])
     assert ((counts - 500) ** 2 / 500).sum() < 60  # chi squared, 25 degrees of freedom
-    batches = Batches(make([1] * 50), 50, steps=2)
-    assert (batches.permute(0) != batches.permute(1)).any()
+    first, second = (Batches(make([1] * 50), 50, steps=2, seed=seed) for seed in (0, 1))
+    assert (first.permute(0) != first.permute(1)).any()
+    assert (first.permute(0) != second.permute(0)).any()
 
 
 def test_the_order_of_a_seed_never_changes():

@@ -13,10 +13,12 @@ import layouts
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from research.errors import ConfigError, StorageError
 from research.models import pretrained
@@ -39,13 +41,19 @@ CONFIG = {
     "type_vocab_size": 2,
     "id2label": {"0": "no", "1": "maybe", "2": "yes"},
 }
-TOKENIZER = {
-    "added_tokens": [{"id": i, "content": c} for i, c in enumerate(("[PAD]", "[CLS]"))],
-    "normalizer": {"type": "BertNormalizer", "lowercase": True},
-    "truncation": {"max_length": 8},
-    "padding": None,
-    "model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[CLS]": 1, "a": 2}},
-}
+WORDS = {"[PAD]": 0, "[CLS]": 1, "a": 2, "lab": 3}
+
+
+def tokenizer_file(path: Path, *, last: str | None = None) -> Path:
+    """A tokenizer.json that lower-cases, and truncates of its own; `last` is a token of id 60."""
+    words = WORDS | ({last: 60} if last else {})
+    tokenizer = Tokenizer(tokenizers.models.WordPiece(words, unk_token="a"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[PAD]", "[CLS]"])
+    tokenizer.enable_truncation(1)
+    tokenizer.save(str(path))
+    return path
 
 
 def write(directory: Path, tensors: dict = WEIGHTS, **config) -> Path:
@@ -212,7 +220,7 @@ def test_minilm_equals_reference():
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("make", [classifier, masked])
 def test_export_then_import_is_bit_exact(tiny, tmp_path, make, scan):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    tokenizer_file(tmp_path / "tokenizer.json")
     task = make(tiny, scan=scan)
     params, _ = load(tiny, task)
     out = tmp_path / "exports" / "model"
@@ -227,7 +235,7 @@ def test_export_then_import_is_bit_exact(tiny, tmp_path, make, scan):
 
 
 def test_export_holds_labels_and_tokenizer(tiny, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    tokenizer_file(tmp_path / "tokenizer.json")
     task = classifier(tiny)
     params, _ = load(tiny, task)
     out = tmp_path / "out"
@@ -236,7 +244,9 @@ def test_export_holds_labels_and_tokenizer(tiny, tmp_path):
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["label2id"] == {"no": 0, "maybe": 1, "yes": 2}
     assert pretrained.labels(out) == ("no", "maybe", "yes")
-    assert json.loads((out / "tokenizer.json").read_text()) == TOKENIZER | {"truncation": None}
+    exported = Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert exported.truncation is None
+    assert exported.encode("A LAB a").ids == [2, 3, 2]
     settings = json.loads((out / "tokenizer_config.json").read_text())
     assert settings["do_lower_case"] is True and settings["model_max_length"] == 12
     # The table knows five special tokens; this tokenizer has two of them.
@@ -254,8 +264,29 @@ def test_export_holds_labels_and_tokenizer(tiny, tmp_path):
     }
 
 
+def test_export_takes_any_form_of_the_tokenizer(tiny, tmp_path):
+    """A directory, with the names of its special tokens beside it, and a bare vocabulary."""
+    home = tmp_path / "home"
+    home.mkdir()
+    tokenizer_file(home / "tokenizer.json")
+    beside = {"pad_token": {"content": "lab"}, "cls_token": "[CLS]", "sep_token": "absent"}
+    (home / "tokenizer_config.json").write_text(json.dumps(beside))
+    task = classifier(tiny)
+    params, _ = load(tiny, task)
+    out = tmp_path / "out"
+    pretrained.save(out, task, params, str(home))
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert settings["pad_token"] == "lab" and "sep_token" not in settings
+    assert json.loads((out / "config.json").read_text())["pad_token_id"] == 3
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*special, "a", "lab"]) + "\n")
+    pretrained.save(out, task, params, tmp_path / "vocab.txt")
+    exported = Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert exported.encode("a lab").tokens == ["[CLS]", "a", "lab", "[SEP]"]
+
+
 def test_export_replaces_only_exports(tiny, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    tokenizer_file(tmp_path / "tokenizer.json")
     task = classifier(tiny)
     params, _ = load(tiny, task)
     file = tmp_path / "tokenizer.json"
@@ -274,7 +305,7 @@ def test_export_replaces_only_exports(tiny, tmp_path):
 
 
 def test_export_refuses_what_transformers_would_compute_otherwise(tiny, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    tokenizer_file(tmp_path / "tokenizer.json")
     task = classifier(tiny)
     params, _ = load(tiny, task)
 
@@ -291,9 +322,7 @@ def test_export_refuses_what_transformers_would_compute_otherwise(tiny, tmp_path
     flat["backbone/block_0/attention/query/lora_a"] = np.zeros((16, 2))
     with pytest.raises(ConfigError, match="query/lora_a"):
         save(task, unflatten_dict(flat, sep="/"))
-    (tmp_path / "tokenizer.json").write_text(
-        json.dumps(TOKENIZER | {"added_tokens": [{"id": 60, "content": "[PAD]"}]})
-    )
+    tokenizer_file(tmp_path / "tokenizer.json", last="new")
     with pytest.raises(ConfigError, match="ids up to 60, but the trunk has 60"):
         save(task)
     assert not (tmp_path / "out").exists()
@@ -511,10 +540,9 @@ def test_config_that_is_no_json_object_is_refused(tiny, text, named):
 
 
 def test_tokenizer_with_more_ids_than_vectors_is_refused(tiny):
-    (tiny / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    tokenizer_file(tiny / "tokenizer.json")
     assert pretrained.trunk(tiny).spec.vocab_size == 60
-    too_many = TOKENIZER | {"added_tokens": [{"id": 60, "content": "[NEW]"}]}
-    (tiny / "tokenizer.json").write_text(json.dumps(too_many))
+    tokenizer_file(tiny / "tokenizer.json", last="new")
     with pytest.raises(ConfigError, match=r"ids up to 60, but config\.json says vocab_size 60"):
         pretrained.trunk(tiny)
 

@@ -13,9 +13,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
+from research.data.vocabulary import load_tokenizer
 from research.errors import ConfigError, StorageError
-from research.models.pretrained.directory import FAMILIES, count_ids, read_json
+from research.models.pretrained.directory import FAMILIES, read_json
 from research.models.pretrained.family import Architecture, Family, matching
 from research.models.transformer import Spec
 
@@ -24,26 +26,26 @@ SIGNATURE = {"format": "pt", "exported_by": "graft"}
 
 
 def save(
-    directory: Path, task: Any, params: Mapping[str, Any], tokenizer_file: Path
+    directory: Path, task: Any, params: Mapping[str, Any], tokenizer: str | Path
 ) -> tuple[str, ...]:
     """Writes a directory that transformers loads: weights in float32, config and tokenizer.
 
-    `tokenizer_file` is a tokenizer.json. An export already there is replaced, at once and whole;
-    another non-empty directory is refused. Returns the parameters outside the trunk that the class
-    of transformers has no place for. Raises ConfigError where transformers would compute something
-    else, and StorageError where a file cannot be written.
+    `tokenizer` is a directory, a tokenizer.json or vocab.txt, or a hub id. An export already there
+    is replaced, at once and whole; another non-empty directory is refused. Returns the parameters
+    outside the trunk that the class of transformers has no place for. Raises ConfigError where
+    transformers would compute something else, and StorageError where a file cannot be written.
     """
     directory = Path(directory)
     refuse_foreign(directory)
     family = family_for(task.backbone.spec)
     architecture = family.architecture(task)
     tensors, dropped = to_tensors(family, architecture, params)
-    tokenizer, settings = to_tokenizer(family, task.backbone.spec, Path(tokenizer_file))
+    words, settings = to_tokenizer(family, task.backbone.spec, str(tokenizer))
     config = {
         "architectures": [architecture.name],
         "model_type": family.name,
         "dtype": "float32",
-        "pad_token_id": token_id(tokenizer, settings.get("pad_token")),
+        "pad_token_id": words.token_to_id(settings.get("pad_token", "")),
         **family.to_config(task.backbone.spec),
         **architecture.facts(task),
     }
@@ -51,7 +53,7 @@ def save(
     try:
         partial.mkdir(parents=True)
         write_json(partial / "config.json", config)
-        write_json(partial / "tokenizer.json", tokenizer)
+        words.save(str(partial / "tokenizer.json"))
         write_json(partial / "tokenizer_config.json", settings)
         weights = partial / "model.safetensors"
         save_file(tensors, weights, metadata=SIGNATURE)
@@ -120,25 +122,28 @@ def to_tensors(
     return tensors, tuple(dropped)
 
 
-def to_tokenizer(family: Family, spec: Spec, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """tokenizer.json without its own truncation and padding, and tokenizer_config.json.
+def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer without truncation and padding of its own, and tokenizer_config.json.
 
-    Names of special tokens are those beside the tokenizer, or else the family's.
+    Names of special tokens are those beside the tokenizer, or else the family's. Raises ConfigError
+    for more tokens than the trunk has vectors.
     """
-    tokenizer = read_json(file) | {"truncation": None, "padding": None}
-    size = count_ids(tokenizer, file)
+    tokenizer = load_tokenizer(source)
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     if size > spec.vocab_size:
         raise ConfigError(
-            f"export: the tokenizer {file} makes ids up to {size - 1}, but the trunk has "
+            f"export: the tokenizer {source} makes ids up to {size - 1}, but the trunk has "
             f"{spec.vocab_size} token vectors"
         )
-    beside = file.parent / "tokenizer_config.json"
+    path = Path(source).expanduser()
+    beside = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
     known = read_json(beside) if beside.is_file() else {}
-    special = {name: known.get(name) or token for name, token in family.special_tokens.items()}
-    special = {
-        name: token["content"] if isinstance(token, dict) else token
-        for name, token in special.items()
-    }
+    special = {}
+    for role, usual in family.special_tokens.items():
+        token = known.get(role) or usual
+        content = token["content"] if isinstance(token, dict) else token
+        if tokenizer.token_to_id(content) is not None:
+            special[role] = content
     # Without these names transformers leaves out the types, and pairs of texts run together.
     types = ["token_type_ids"] if spec.token_types else []
     settings: dict[str, Any] = {
@@ -146,23 +151,12 @@ def to_tokenizer(family: Family, spec: Spec, file: Path) -> tuple[dict[str, Any]
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": spec.max_positions,
         "model_input_names": ["input_ids", *types, "attention_mask"],
-        **{
-            name: token for name, token in special.items() if token_id(tokenizer, token) is not None
-        },
+        **special,
     }
-    normalizer = tokenizer.get("normalizer") or {}
+    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
     if "lowercase" in normalizer:
         settings["do_lower_case"] = normalizer["lowercase"]
     return tokenizer, settings
-
-
-def token_id(tokenizer: Mapping[str, Any], token: str | None) -> int | None:
-    """The id of a special token in a tokenizer.json."""
-    for added in tokenizer.get("added_tokens") or ():
-        if added["content"] == token:
-            return int(added["id"])
-    vocabulary = tokenizer["model"]["vocab"]
-    return vocabulary.get(token) if isinstance(vocabulary, dict) else None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
