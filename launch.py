@@ -101,9 +101,8 @@ def train(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> None:
     """Hands `run` to the file's study, writes its page and prints it."""
-    from research.study.report import write_page
-
     from research.config import load
+    from research.study.report import write_page
     from research.study.runner import Runner, knobs
 
     options, overrides = parse_file("study", arguments)

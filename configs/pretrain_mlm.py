@@ -1,8 +1,8 @@
 """Masked-language-model pre-training of a small encoder on any text (Devlin et al., 2019).
 
-    launch.py train configs/pretrain_mlm.py                             the standard library's English
-    ... --data.train 'corpus/*.txt.gz' --data.dev held.txt              your own, one passage a line
-    ... --data.tokenizer DIR --task.backbone.spec.vocab-size 30522      with a tokenizer of your own
+    launch.py train configs/pretrain_mlm.py                           the standard library's English
+    ... --data.train 'corpus/*.txt.gz'                                your own, one passage a line
+    ... --data.tokenizer DIR --task.backbone.spec.vocab-size 30522    with a tokenizer of your own
 
 Device: two CPU cores, a few minutes. One GPU: the same with --batch-size 1024 --steps 20000.
 Expect the training loss to fall below 5.5 within 500 steps.

@@ -34,14 +34,25 @@ from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
 from research.train import Result
 
-VOCABULARY = 6000
+VOCABULARY = 5000
 PRETRAINED, SCRATCH = "pre-trained, fine-tuned", "from scratch"
 BAG, MAJORITY = "bag of words, logistic regression", "majority class"
 
 
 def trunk() -> Transformer:
     return Transformer(
-        Spec(vocab_size=VOCABULARY, width=128, depth=4, heads=4, hidden=512, max_positions=64)
+        Spec(
+            vocab_size=VOCABULARY,
+            width=128,
+            depth=3,
+            heads=4,
+            hidden=512,
+            max_positions=64,
+            norm_first=True,
+            activation="relu",
+            dropout=0.0,
+            attention_dropout=0.0,
+        )
     )
 
 
@@ -56,6 +67,7 @@ def pretraining(tokenizer: str, steps: int) -> Config:
             max_length=64,
             long="split",
             words=True,
+            shapes=1,
         ),
         optim=Optim(learning_rate=2e-3, warmup=0.1, weight_decay=0.01),
         steps=steps,
@@ -63,9 +75,7 @@ def pretraining(tokenizer: str, steps: int) -> Config:
     )
 
 
-def finetuning(
-    tokenizer: str, shots: int, seed: int, steps: int, init_from: str | None
-) -> Config:
+def finetuning(tokenizer: str, shots: int, seed: int, steps: int, init_from: str | None) -> Config:
     arm = "scratch" if init_from is None else "pretrained"
     return Config(
         name=f"{arm}-{shots}-{seed}",
@@ -74,13 +84,14 @@ def finetuning(
             train="stdlib:areas-train",
             dev="stdlib:areas-dev",
             tokenizer=tokenizer,
-            max_length=64,
+            max_length=48,
+            layout="padded",
             shots=shots,
             shot_seed=seed,
         ),
         optim=Optim(learning_rate=5e-4, warmup=0.1, weight_decay=0.01),
         steps=steps,
-        batch_size=32,
+        batch_size=16,
         evals=(HeldOut(split="dev"),),
         eval_every=steps,
         save_every=steps,
@@ -94,8 +105,8 @@ def study(
     *,
     seeds: int = 5,
     shots: tuple[int, ...] = (8, 32),
-    pretrain_steps: int = 600,
-    steps: int = 80,
+    pretrain_steps: int = 450,
+    steps: int = 60,
 ) -> Page:
     """`shots` labels of each area; `steps` of fine-tuning; everything over `seeds` seeds."""
     tokenizer = str(
@@ -130,9 +141,8 @@ def rivals(result: Result) -> tuple[float, float]:
     truth = np.array([labels.index(row["label"]) for row in dev])
     bag = np.array([labels.index(guess) for guess in guesses])
     majority = np.zeros_like(truth)
-    return tuple(
-        metrics.macro_f1(metrics.confusion(truth, guess, len(labels))) for guess in (bag, majority)
-    )
+    score = [metrics.confusion(truth, guess, len(labels)) for guess in (bag, majority)]
+    return metrics.macro_f1(score[0]), metrics.macro_f1(score[1])
 
 
 def page(

@@ -28,6 +28,9 @@ class Rule:
 class Strategy(Protocol):
     """How a model is adapted."""
 
+    def __hash__(self) -> int:
+        """Equal strategies share their compiled step."""
+
     def rules(self, paths: Iterable[str]) -> Mapping[str, Rule]:
         """One Rule for each parameter path."""
 

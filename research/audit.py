@@ -40,12 +40,12 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
         )
     total = sum(row["parameters"] for row in rows)
     learning = sum(row["parameters"] for row in rows if row["learns"])
-    spec = getattr(config.task.backbone, "spec", None)
+    trunk = getattr(config.task.backbone, "spec", None)
     stats = batches.stats()
     summary = {
         "parameters": total,
         "learning": learning,
-        "flops_per_token": flops_per_token(rows, spec, batches.shapes[0][1]),
+        "flops_per_token": flops_per_token(rows, trunk, batches.shapes[0][1]),
         "state_mb": round((4 * total + 12 * learning) / 2**20, 1),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "steps": config.steps,

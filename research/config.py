@@ -154,9 +154,9 @@ def override(config: Any, arguments: list[str], prog: str) -> Any:
 
 
 def mirror(value: Any) -> Any:
-    """A plain dataclass with the fields of `value`, nested alike: what the command line parses into.
+    """A plain dataclass with the fields of `value`: what the command line is parsed into.
 
-    A field's own type says too little where it is a protocol or linen's Module; its value tells all.
+    A field's own type says too little where it is a protocol or a Module; its value tells all.
     """
     hints = typing.get_type_hints(type(value))
     specs: list[tuple[str, Any, Any]] = []

@@ -115,12 +115,15 @@ def starting_params(
     if config.init_from is None:
         return fresh
     if is_run(config.init_from):
-        directory = Path(config.init_from) / "checkpoints"
-        source = checkpoint.load_tree(directory, step=manifest.best(directory))
+        saved = Path(config.init_from) / "checkpoints"
+        source = checkpoint.load_tree(saved, step=manifest.best(saved))
         params, account = pretrained.transfer(source, abstract, fresh=fresh)
     else:
+        directory = pretrained.resolve(config.init_from)
+        # A head over other labels, or the same in another order, would be silently wrong.
+        same = pretrained.labels(directory) == getattr(config.task, "labels", ())
         params, account = pretrained.load(
-            pretrained.resolve(config.init_from), abstract, fresh=fresh
+            directory, abstract, fresh=fresh, skip="$^" if same else "^head/"
         )
     report(f"{config.init_from}: {account}")
     return params

@@ -38,17 +38,16 @@ def replay(run: str | Path) -> dict[str, float]:
     if not (bundle / "batch.safetensors").is_file():
         raise ConfigError(f"{run}: has no replay bundle; only a run that ended with exit 3 has one")
     config: Config = configs.build(runs.read_config(run)["config"])
+    steps = config.steps or 0
     batch = load_file(bundle / "batch.safetensors")
     mesh = config.mesh.build()
     with jax.set_mesh(mesh):
         params = initialize.abstract_params(config.task, batch, mesh)
-        abstract, _ = abstract_state(config.optim, config.adapt, config.steps, params, mesh)
+        abstract, _ = abstract_state(config.optim, config.adapt, steps, params, mesh)
         restored = Checkpoints(bundle / "checkpoints").restore(abstract)
         if restored is None:
             raise ConfigError(f"{bundle}: the checkpoint in it is damaged")
-        program = make_step(
-            config.task, config.optim, config.adapt, config.steps, config.microbatches
-        )
+        program = make_step(config.task, config.optim, config.adapt, steps, config.microbatches)
         key = jax.random.key(config.seed)
         _, means = program(restored.state, sharding.put(batch, mesh), key)
     return {name: float(mean.value) for name, mean in jax.device_get(means).items()}

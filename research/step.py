@@ -41,11 +41,11 @@ def init_state(
 
 
 def abstract_state(
-    optim: Optim, adapt: Strategy, steps: int | None, params: Any, mesh: Mesh
+    optim: Optim, adapt: Strategy, steps: int, params: Any, mesh: Mesh
 ) -> tuple[Any, Callable[[Any], TrainState]]:
     """Shapes and shardings of the state, and the function that makes it of parameters."""
     rules = adapt.rules(flatten_dict(params, sep="/"))
-    create = functools.partial(init_state, tx=optim.build(steps or 1, rules), rules=rules)
+    create = functools.partial(init_state, tx=optim.build(steps, rules), rules=rules)
     return sharding.shard(jax.eval_shape(create, params), mesh), create
 
 
@@ -70,7 +70,7 @@ def train_step(
 
     def total(learning: Any, batch: Any) -> tuple[jax.Array, dict[str, Mean]]:
         tree = unflatten_dict(params | learning, sep="/")
-        means = task.apply({"params": tree}, batch, train=True, rngs={"noise": key})
+        means: Any = task.apply({"params": tree}, batch, train=True, rngs={"noise": key})
         return means["loss"].total, means
 
     def gradient(batch: Any) -> tuple[Any, dict[str, Mean]]:
@@ -103,7 +103,7 @@ def train_step(
         (learning, state.opt_state),
     )
     means |= {"grad_norm": Mean.of(norm), "skipped": Mean.of(1.0 - finite.astype(jnp.float32))}
-    new = state.replace(
+    new = TrainState(
         step=state.step + 1,
         params=unflatten_dict(params | learned, sep="/"),
         opt_state=opt_state,
@@ -113,13 +113,13 @@ def train_step(
 
 @functools.lru_cache(maxsize=8)
 def make_step(
-    task: nn.Module, optim: Optim, adapt: Strategy, steps: int | None, microbatches: int
+    task: nn.Module, optim: Optim, adapt: Strategy, steps: int, microbatches: int
 ) -> Program:
     """The compiled train step; runs that differ in seed or data alone share it."""
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Mean]]:
         rules = adapt.rules(flatten_dict(state.params, sep="/"))
-        tx = optim.build(steps or 1, rules)
+        tx = optim.build(steps, rules)
         return train_step(task, tx, rules, state, batch, key, microbatches=microbatches)
 
     return Program(step, donate=True)

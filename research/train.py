@@ -54,8 +54,11 @@ def run(config: Config, workdir: str | Path = "runs", *, progress: bool = False)
         summary = results.claim(directory, config)
         if summary is None:
             mesh = config.mesh.build()
-            with jax.set_mesh(mesh), Journal(directory, config.steps, show=progress) as journal:
-                summary = Loop(config, mesh, directory, journal, clock, stop).run()
+            steps = config.steps or 0
+            with jax.set_mesh(mesh), Journal(directory, steps, show=progress) as journal:
+                loop = Loop(config, mesh, directory, journal, clock, stop)
+                with loop.checkpoints:
+                    summary = loop.run()
         return Result(config, Path(directory.path), summary["metrics"], summary)
 
 
@@ -72,6 +75,7 @@ class Loop:
         stop: StopSignal,
     ) -> None:
         self.config, self.mesh, self.directory = config, mesh, directory
+        self.steps = config.steps or 0
         self.journal, self.clock, self.stop = journal, clock, stop
         with clock.phase("data"):
             self.batches = initialize.open_training(config, mesh)
@@ -83,10 +87,10 @@ class Loop:
         self.step = int(self.state.step)
         self.key = jax.random.key(config.seed)
         self.program = make_step(
-            config.task, config.optim, config.adapt, config.steps, config.microbatches
+            config.task, config.optim, config.adapt, self.steps, config.microbatches
         )
         self.first_step = 0.0
-        self.rate = config.optim.rate(config.steps)
+        self.rate = config.optim.rate(self.steps)
         every = math.ceil(self.batches.rows / config.batch_size)
         self.eval_every = config.eval_every or every
         self.save_every = config.save_every or self.eval_every
@@ -95,12 +99,12 @@ class Loop:
         """The state this run goes on from: its own, or one made of the config's parameters."""
         config, batch = self.config, initialize.abstract_batch(self.batches)
         params = initialize.abstract_params(config.task, batch, self.mesh)
-        abstract, create = abstract_state(
-            config.optim, config.adapt, config.steps, params, self.mesh
-        )
+        abstract, create = abstract_state(config.optim, config.adapt, self.steps, params, self.mesh)
         audit.write(self.directory, config, params, self.mesh, self.batches)
         restored = self.checkpoints.restore(abstract)
-        if restored is not None:
+        if restored is None:
+            self.directory.truncate_metrics(-1)
+        else:
             results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)
             self.journal.recall(restored.meta["journal"], restored.step)
             self.journal.say(f"resumed at step {restored.step}")
@@ -113,8 +117,8 @@ class Loop:
         """Steps to the end; returns what result.json holds."""
         ended = self.step > 0 and self.settle()
         pending = None
-        with closing(prefetch(self.batches, self.step, self.config.steps)) as stream:
-            while not ended and self.step < self.config.steps:
+        with closing(prefetch(self.batches, self.step, self.steps)) as stream:
+            while not ended and self.step < self.steps:
                 if self.stop.requested:
                     self.preempt()
                 with self.clock.phase("wait"):
@@ -141,11 +145,11 @@ class Loop:
         """Whether anything but the next step is due now."""
         config, step = self.config, self.step
         saves = step % self.save_every == 0 or self.stop.requested
-        return step % config.log_every == 0 or step == config.steps or saves or self.evaluates()
+        return step % config.log_every == 0 or step == self.steps or saves or self.evaluates()
 
     def evaluates(self) -> bool:
         """Whether this step's model is to be evaluated."""
-        at_end = self.step == self.config.steps
+        at_end = self.step == self.steps
         return bool(self.config.evals) and (at_end or self.step % self.eval_every == 0)
 
     def note(self, pending: tuple[dict[str, Mean], dict[str, np.ndarray]] | None) -> None:
@@ -168,7 +172,7 @@ class Loop:
     def settle(self) -> bool:
         """Logs, evaluates and saves what is due after `step` steps; whether the run ends early."""
         best, config, memory = False, self.config, self.journal.memory
-        if memory["window"] and (self.step % config.log_every == 0 or self.step == config.steps):
+        if memory["window"] and (self.step % config.log_every == 0 or self.step == self.steps):
             self.journal.line(self.step, float(self.rate(self.step - 1)))
         if self.evaluates() and memory["evaluated"] != self.step:
             try:
@@ -176,9 +180,9 @@ class Loop:
                     best = self.evaluate()
             except PreemptedError:
                 self.preempt()
-        due = self.step % self.save_every == 0 or self.step == config.steps
+        due = self.step % self.save_every == 0 or self.step == self.steps
         if best or due or self.evaluates():
-            self.save(best=best, wait=self.step == config.steps)
+            self.save(best=best, wait=self.step == self.steps)
         self.checkpoints.poll()
         return config.patience is not None and memory["since_best"] >= config.patience
 

@@ -1,12 +1,12 @@
-"""What all tests share: strict JAX, compiled programs kept between runs, and the way to real data."""
+"""What all tests share: strict JAX, eight simulated devices, compiled programs kept."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# Compiling is most of the time of these tests and running next to none: half the time without LLVM's
-# optimisation. Set before JAX is imported, and handed down to the processes that tests start.
+# Compiling is most of the time of these tests, and halved without LLVM's optimisation. Set before
+# JAX is imported, and handed down to the processes that tests start.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax

@@ -3,7 +3,7 @@
     python crash.py FOLDER MOMENT...
 
 A MOMENT is the share of an unbroken run's time after which a child that trains is killed with
-SIGKILL; the run is then resumed. JAX is imported once, before any backend exists; children are forks.
+SIGKILL; the run is then resumed. JAX is imported once, before any backend exists, for all forks.
 """
 
 from __future__ import annotations

@@ -51,8 +51,18 @@ def test_fingerprint_changes_with_every_leaf() -> None:
 def test_overrides_have_the_types_of_their_fields() -> None:
     changed = configs.override(
         CONFIG,
-        ["--optim.learning-rate", "3e-5", "--task.label-smoothing", "0.1", "--init-from", "dir"]
-        + ["--task.backbone.spec.causal", "True", "--mesh.fsdp", "2"],
+        [
+            "--optim.learning-rate",
+            "3e-5",
+            "--task.label-smoothing",
+            "0.1",
+            "--init-from",
+            "dir",
+            "--task.backbone.spec.causal",
+            "True",
+            "--mesh.fsdp",
+            "2",
+        ],
         "test",
     )
     assert changed.optim.learning_rate == 3e-5

@@ -22,6 +22,7 @@ from research.step import abstract_state, init_state, make_step, train_step
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
 
+FULL = Full()
 OPTIM = Optim(learning_rate=1e-2, warmup=0)
 SPEC = Spec(vocab_size=60, width=16, depth=2, heads=2, hidden=32, max_positions=32, token_types=2)
 CLASSIFY = Classify(backbone=Transformer(SPEC), labels=("a", "b", "c"))
@@ -70,7 +71,7 @@ def step(
     batch: dict[str, np.ndarray],
     *,
     microbatches: int = 1,
-    adapt: Any = Full(),
+    adapt: Any = FULL,
     params: Any = None,
 ) -> Any:
     params = start(task) if params is None else params
@@ -101,7 +102,10 @@ def gradients(task: nn.Module, batch: dict[str, np.ndarray]) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("task", [CLASSIFY, MASKED], ids=["classify", "masked"])
 def test_packed_equals_padded_with_dropout_on(task: nn.Module) -> None:
-    (packed, packed_means), (padded, padded_means) = gradients(task, PACKED), gradients(task, PADDED)
+    (packed, packed_means), (padded, padded_means) = (
+        gradients(task, PACKED),
+        gradients(task, PADDED),
+    )
     assert_close(packed, padded, 1e-5)
     for name, mean in packed_means.items():
         np.testing.assert_allclose(mean.total, padded_means[name].total, rtol=1e-5)

@@ -57,7 +57,15 @@ def test_a_run_learns_and_says_so(whole: train.Result) -> None:
     assert result["status"] == "done"
     assert result["examples"] == 12 * 8
     assert result["tokens"] == rows[-2]["tokens"]
-    assert set(result["seconds"]) >= {"total", "train", "startup", "compile", "data", "eval", "save"}
+    assert set(result["seconds"]) >= {
+        "total",
+        "train",
+        "startup",
+        "compile",
+        "data",
+        "eval",
+        "save",
+    }
     best = max(row["accuracy"] for row in rows if row["split"] == "dev")
     assert result["metrics"]["dev/accuracy"] == best
     assert np.asarray(result["details"]["dev"]["confusion"]).sum() == 12

@@ -1,4 +1,4 @@
-"""A tiny classification for tests: 60 sentences of made-up words that a small trunk can tell apart."""
+"""A tiny classification for tests: 60 sentences of words that a small trunk can tell apart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_rows(folder: Path) -> None:
     rows = []
     for number in range(60):
         label = sorted(WORDS)[number % 2]
-        words = generator.choices(WORDS[label].split() + ["the", "of", "and"], k=3 + number % 9)
+        words = generator.choices([*WORDS[label].split(), "the", "of", "and"], k=3 + number % 9)
         rows.append(f"{' '.join(words)}\t{label}")
     (folder / "train.tsv").write_text("sentence\tlabel\n" + "\n".join(rows[:48]) + "\n")
     (folder / "dev.tsv").write_text("sentence\tlabel\n" + "\n".join(rows[48:]) + "\n")

@@ -82,7 +82,8 @@ def table(found: dict[str, list[dict[str, float]]]) -> Table:
 def write_rows(options: argparse.Namespace, folder: Path) -> None:
     """The rows of both sides, with integer labels, for the rival; its order is ours by seed."""
     data = texts(options)
-    labels = {label: number for number, label in enumerate(data.facts()["labels"])}
+    classes: Any = data.facts()["labels"]
+    labels = {label: number for number, label in enumerate(classes)}
     for seed in range(options.rounds):
         stream = data.open("train", 32, steps=-(-options.limit // 32), seed=seed)
         order = [int(i) for step in range(stream.steps) for i in ids_of(stream.batch(step))]

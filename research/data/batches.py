@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -228,7 +228,7 @@ def fill(
 
 def prefetch(
     batches: Batches, start: int = 0, stop: int | None = None, *, depth: int = 2
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch]]:
     """(step, batch) from `start` to before `stop` (all steps), `depth` made ahead in a thread.
 
     An error in making a batch is raised where the batch was due. Close it to end the thread.

@@ -178,9 +178,9 @@ def attend(
     value: jax.Array,
     mask: jax.Array,
     *,
-    rate: float = 0.0,
-    noise: jax.Array | None = None,
-    positions: jax.Array | None = None,
+    rate: float,
+    noise: jax.Array | None,
+    positions: jax.Array,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al., 2017) with grouped key and value heads.
 

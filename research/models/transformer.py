@@ -7,7 +7,7 @@ Examples packed into a row never see each other: attention and positions are per
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -77,6 +77,7 @@ class Transformer(nn.Module):
         if spec.embed_norm:
             self.embedding_norm = spec.make_norm()
         block = nn.remat(Block, prevent_cse=not spec.scan) if spec.remat else Block
+        self.blocks: Any
         if spec.scan:
             self.blocks = nn.scan(
                 block,

@@ -25,7 +25,7 @@ class Classify(nn.Module):
     order, 1 where empty. Without `backbone` the trunk is the one in the config's `init_from`.
     """
 
-    backbone: nn.Module | None = None
+    backbone: Any = None
     labels: tuple[str, ...] = ()
     pool: Literal["first", "mean"] = "first"
     pooler: bool = True

@@ -25,7 +25,7 @@ class MaskedLM(nn.Module):
     [B, T, V] is never formed.
     """
 
-    backbone: nn.Module | None = None
+    backbone: Any = None
     rate: float = 0.15
     whole_word: bool = False
     vocab_size: int | None = None
@@ -52,7 +52,7 @@ class MaskedLM(nn.Module):
         other = (layers.mix(noise ^ jnp.uint32(0x33)) % jnp.uint32(self.vocab_size)).astype(
             jnp.int32
         )
-        shown = jnp.where(fate < jnp.uint32(round(0.8 * 2**32)), self.mask_id, tokens)
+        shown = jnp.where(fate < jnp.uint32(round(0.8 * 2**32)), jnp.int32(self.mask_id), tokens)
         shown = jnp.where(fate >= jnp.uint32(round(0.9 * 2**32)), other, shown)
         return jnp.where(chosen, shown, tokens), chosen
 

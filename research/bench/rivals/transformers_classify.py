@@ -2,8 +2,8 @@
 
     python transformers_classify.py MODEL TRAIN.jsonl DEV.jsonl --seed 0 [--steelman]
 
-Rows are {"text", "label"} with integer labels, trained on in their order for one epoch. `--steelman`
-is the best of its settings for a CPU: bfloat16, batches of like length, fused AdamW.
+Rows are {"text", "label"} with integer labels, trained on in their order for one epoch.
+`--steelman` is the best of its settings for a CPU: bfloat16, batches of like length, fused AdamW.
 """
 
 import time
@@ -32,7 +32,7 @@ class Rows(torch.utils.data.Dataset):
     """Tokenised rows of a JSON-lines file."""
 
     def __init__(self, path, tokenizer):
-        rows = [json.loads(line) for line in Path(path).open(encoding="utf-8")]
+        rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
         encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=128)
         self.rows = [
             {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": row["label"]}
