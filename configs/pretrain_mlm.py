@@ -8,21 +8,14 @@ Device: two CPU cores, a few minutes. One GPU: the same with --batch-size 1024 -
 Expect the training loss to fall below 5.5 within 500 steps.
 """
 
-from pathlib import Path
-
 from research.config import Config
-from research.data.stdlib import passages
 from research.data.texts import Texts
-from research.data.tokenize import train_wordpiece
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
 from research.tasks.lm import MaskedLM
 
 
 def config() -> Config:
-    tokenizer = Path("runs") / "pretrain_mlm-tokenizer" / "tokenizer.json"
-    if not tokenizer.is_file():
-        train_wordpiece((row["text"] for row in passages()), 6000, tokenizer)
     return Config(
         name="pretrain_mlm",
         task=MaskedLM(
@@ -34,7 +27,7 @@ def config() -> Config:
         data=Texts(
             train="stdlib:passages",
             label=None,
-            tokenizer=str(tokenizer),
+            tokenizer="stdlib:6000",
             max_length=64,
             long="split",
             words=True,

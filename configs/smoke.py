@@ -6,12 +6,8 @@ Device: two CPU cores, offline. A small trunk from scratch; expect dev accuracy 
 (1 / 8) and far below what a pre-trained one reaches: see experiments/quickstart.py.
 """
 
-from pathlib import Path
-
 from research.config import Config
-from research.data.stdlib import passages
 from research.data.texts import Texts
-from research.data.tokenize import train_wordpiece
 from research.evaluate import HeldOut
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
@@ -19,9 +15,6 @@ from research.tasks.classify import Classify
 
 
 def config() -> Config:
-    tokenizer = Path("runs") / "smoke-tokenizer" / "tokenizer.json"
-    if not tokenizer.is_file():
-        train_wordpiece((row["text"] for row in passages()), 4000, tokenizer)
     return Config(
         name="smoke",
         task=Classify(
@@ -32,7 +25,7 @@ def config() -> Config:
         data=Texts(
             train="stdlib:areas-train",
             dev="stdlib:areas-dev",
-            tokenizer=str(tokenizer),
+            tokenizer="stdlib:4000",
             max_length=64,
         ),
         optim=Optim(learning_rate=1e-3, weight_decay=0.01),

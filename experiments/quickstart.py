@@ -18,9 +18,8 @@ from sklearn.linear_model import LogisticRegression
 
 from research import metrics
 from research.config import Config
-from research.data.stdlib import areas, passages
+from research.data.stdlib import areas
 from research.data.texts import Texts
-from research.data.tokenize import train_wordpiece
 from research.evaluate import HeldOut
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
@@ -35,6 +34,7 @@ from research.tasks.lm import MaskedLM
 from research.train import Result
 
 VOCABULARY = 5000
+TOKENIZER = f"stdlib:{VOCABULARY}"
 PRETRAINED, SCRATCH = "pre-trained, fine-tuned", "from scratch"
 BAG, MAJORITY = "bag of words, logistic regression", "majority class"
 
@@ -56,14 +56,14 @@ def trunk() -> Transformer:
     )
 
 
-def pretraining(tokenizer: str, steps: int) -> Config:
+def pretraining(steps: int) -> Config:
     return Config(
         name="pretrain",
         task=MaskedLM(backbone=trunk(), whole_word=True),
         data=Texts(
             train="stdlib:passages",
             label=None,
-            tokenizer=tokenizer,
+            tokenizer=TOKENIZER,
             max_length=64,
             long="split",
             words=True,
@@ -75,7 +75,7 @@ def pretraining(tokenizer: str, steps: int) -> Config:
     )
 
 
-def finetuning(tokenizer: str, shots: int, seed: int, steps: int, init_from: str | None) -> Config:
+def finetuning(shots: int, seed: int, steps: int, init_from: str | None) -> Config:
     arm = "scratch" if init_from is None else "pretrained"
     return Config(
         name=f"{arm}-{shots}-{seed}",
@@ -83,7 +83,7 @@ def finetuning(tokenizer: str, shots: int, seed: int, steps: int, init_from: str
         data=Texts(
             train="stdlib:areas-train",
             dev="stdlib:areas-dev",
-            tokenizer=tokenizer,
+            tokenizer=TOKENIZER,
             max_length=48,
             layout="padded",
             shots=shots,
@@ -109,18 +109,13 @@ def study(
     steps: int = 60,
 ) -> Page:
     """`shots` labels of each area; `steps` of fine-tuning; everything over `seeds` seeds."""
-    tokenizer = str(
-        train_wordpiece(
-            (row["text"] for row in passages()), VOCABULARY, run.path / "tokenizer.json"
-        )
-    )
-    pretrained = run(pretraining(tokenizer, pretrain_steps))
+    pretrained = run(pretraining(pretrain_steps))
     scores: dict[tuple[str, int], list[float]] = {}
     last: dict[str, Result] = {}
     for k in shots:
         for seed in range(seeds):
             for arm, source in ((PRETRAINED, str(pretrained.path)), (SCRATCH, None)):
-                last[arm] = run(finetuning(tokenizer, k, seed, steps, source))
+                last[arm] = run(finetuning(k, seed, steps, source))
                 scores.setdefault((arm, k), []).append(last[arm].metrics["dev/macro_f1"])
             bag, majority = rivals(last[PRETRAINED])
             scores.setdefault((BAG, k), []).append(bag)

@@ -67,7 +67,7 @@ class HeldOut:
         means, outputs = forward(model, model.open(self.split, self.batch_size))
         numbers, details = model.task.score(means, outputs)
         for mistake in details.get("mistakes", ()):
-            mistake["text"] = model.data.text_of(self.split, mistake["id"])
+            mistake["text"] = model.data.quote(self.split, mistake["id"])
         return Scores(numbers, details)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from research import config as configs
 from research import runs
 from research.config import Config
+from research.data.tokenize import load_tokenizer
 from research.errors import ConfigError
 from research.journal import Clock
 from research.programs import Program
@@ -37,18 +38,16 @@ def claim(directory: RunDirectory, config: Config) -> dict[str, Any] | None:
 
 
 def keep_tokenizer(config: Config, directory: Path) -> None:
-    """Copies the tokenizer's files into the run, so that it can be used alone."""
+    """Copies the tokenizer into the run, as a directory, so that the run can be used alone."""
     source = getattr(config.data, "tokenizer", None)
     if source is None:
         return
     target = directory / "tokenizer"
     target.mkdir(exist_ok=True)
-    if Path(source).is_file():
-        shutil.copyfile(source, target / Path(source).name)
-        return
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, target / name)
+    load_tokenizer(source).save(str(target / "tokenizer.json"))
+    settings = Path(source) / "tokenizer_config.json"
+    if settings.is_file():
+        shutil.copyfile(settings, target / settings.name)
 
 
 def same_data(stored: str, found: str, directory: RunDirectory) -> None:

@@ -132,6 +132,11 @@ class Texts:
             int(examples.encoded.row_of[example])
         ]
 
+    def quote(self, split: str, example: int) -> str:
+        """The text of an example, or both of a pair."""
+        row = self.text_of(split, example)
+        return " | ".join(row[name] for name in (self.text, self.pair) if name is not None)
+
     def label_names(self) -> tuple[str, ...]:
         """The classes; none without a label and for regression."""
         if self.label is None or self.regression:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import BertProcessing
 
+from research.data import cache
 from research.errors import ConfigError
 
 NAMES = {
@@ -89,10 +91,11 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def load_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer of a directory, of a tokenizer.json or vocab.txt, or of a Hugging Face id.
 
-    Truncation and padding that the file asks for are switched off. Raises ConfigError where there
-    is none.
+    "stdlib:4000" is a WordPiece of 4,000 tokens trained on the standard library's documentation,
+    once for each version of Python. Truncation and padding that the file asks for are switched off.
+    Raises ConfigError where there is none.
     """
-    path = Path(spec).expanduser()
+    path = stdlib_wordpiece(spec) if spec.startswith("stdlib:") else Path(spec).expanduser()
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", "vocab.txt")]
         path = next((file for file in files if file.is_file()), path)
@@ -105,6 +108,21 @@ def load_tokenizer(spec: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def stdlib_wordpiece(spec: str) -> Path:
+    """The file of the tokenizer "stdlib:SIZE", trained where it is not in the cache yet."""
+    size = spec.partition(":")[2]
+    if not size.isdecimal():
+        raise ConfigError(f"tokenizer {spec}: write stdlib:SIZE, such as stdlib:4000")
+    name = f"stdlib-{platform.python_version()}-{size}.json"
+    file = cache.directory().parent / "tokenizers" / name
+    if file.is_file():
+        return file
+    # Imported here: parsing the library is for those who ask for it.
+    from research.data import stdlib
+
+    return train_wordpiece((row["text"] for row in stdlib.passages()), int(size), file)
 
 
 def load_json(path: Path) -> Tokenizer:

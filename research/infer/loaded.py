@@ -49,13 +49,6 @@ def load(path: str | Path) -> Loaded:
         raise ConfigError(f"{path}: has no checkpoint yet")
     params: dict[str, Any] = checkpoint.load_tree(directory, step=step)
     if getattr(config.data, "tokenizer", None) is not None:
-        own = own_tokenizer(path, config.data.tokenizer)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=own))
+        data = dataclasses.replace(config.data, tokenizer=str(path / "tokenizer"))
+        config = dataclasses.replace(config, data=data)
     return Loaded(path, config, jax.tree.map(np.asarray, params))
-
-
-def own_tokenizer(path: Path, source: str) -> str:
-    """Where the run keeps its copy of the tokenizer: a directory, or the one file it was."""
-    directory = path / "tokenizer"
-    single = directory / Path(source).name
-    return str(single if single.is_file() else directory)

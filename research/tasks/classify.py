@@ -76,7 +76,23 @@ class Classify(nn.Module):
             "micro_f1": metrics.micro_f1(matrix),
             "mcc": metrics.matthews(matrix),
         }
-        return means | numbers, {"labels": list(self.labels), "confusion": matrix.tolist()}
+        details = {"labels": list(self.labels), "confusion": matrix.tolist()}
+        return means | numbers, details | {"mistakes": self.mistakes(outputs)}
+
+    def mistakes(self, outputs: dict[str, np.ndarray], most: int = 20) -> list[dict[str, Any]]:
+        """The wrong answers given with the highest probability."""
+        guesses = outputs["probabilities"].argmax(-1)
+        sure = outputs["probabilities"].max(-1)
+        wrong = np.flatnonzero(guesses != outputs["labels"])
+        return [
+            {
+                "id": int(outputs["ids"][i]),
+                "label": self.labels[outputs["labels"][i]],
+                "prediction": self.labels[guesses[i]],
+                "probability": float(sure[i]),
+            }
+            for i in wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+        ]
 
     def decode(self, output: dict[str, np.ndarray]) -> dict[str, Any]:
         """{"label": name, "probabilities": {name: p}}."""
