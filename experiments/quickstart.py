@@ -44,11 +44,10 @@ def trunk() -> Transformer:
         Spec(
             vocab_size=VOCABULARY,
             width=128,
-            depth=3,
+            depth=2,
             heads=4,
             hidden=512,
             max_positions=64,
-            norm_first=True,
             activation="relu",
             dropout=0.0,
             attention_dropout=0.0,
@@ -59,19 +58,19 @@ def trunk() -> Transformer:
 def pretraining(steps: int) -> Config:
     return Config(
         name="pretrain",
-        task=MaskedLM(backbone=trunk(), whole_word=True),
+        task=MaskedLM(backbone=trunk(), rate=0.2),
         data=Texts(
             train="stdlib:passages",
             label=None,
             tokenizer=TOKENIZER,
             max_length=64,
             long="split",
-            words=True,
             shapes=1,
         ),
         optim=Optim(learning_rate=2e-3, warmup=0.1, weight_decay=0.01),
         steps=steps,
-        batch_size=64,
+        batch_size=16,
+        log_every=25,
     )
 
 
@@ -84,12 +83,12 @@ def finetuning(shots: int, seed: int, steps: int, init_from: str | None) -> Conf
             train="stdlib:areas-train",
             dev="stdlib:areas-dev",
             tokenizer=TOKENIZER,
-            max_length=48,
+            max_length=64,
             layout="padded",
             shots=shots,
             shot_seed=seed,
         ),
-        optim=Optim(learning_rate=5e-4, warmup=0.1, weight_decay=0.01),
+        optim=Optim(learning_rate=1e-3, warmup=0.1, weight_decay=0.01),
         steps=steps,
         batch_size=16,
         evals=(HeldOut(split="dev"),),
@@ -105,8 +104,8 @@ def study(
     *,
     seeds: int = 5,
     shots: tuple[int, ...] = (8, 32),
-    pretrain_steps: int = 450,
-    steps: int = 60,
+    pretrain_steps: int = 1300,
+    steps: int = 120,
 ) -> Page:
     """`shots` labels of each area; `steps` of fine-tuning; everything over `seeds` seeds."""
     pretrained = run(pretraining(pretrain_steps))

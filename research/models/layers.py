@@ -25,8 +25,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 
-# BERT's: values further than two standard deviations out are drawn again.
-initializer = nn.initializers.truncated_normal(0.02)
+# Heads start as BERT's. Kernels inside a trunk keep the variance of their input, and tables hold
+# vectors of unit length: 0.02, meant for a width of 768, leaves narrow trunks all but linear and
+# their tied logits all but flat, so that masked LM stays at unigrams for very long.
+small_normal = nn.initializers.truncated_normal(0.02)
+keep_variance = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def compute_dtype(dtype: Dtype) -> jnp.dtype:
@@ -84,11 +87,12 @@ class Dense(nn.Module):
     features: int
     bias: bool = True
     dtype: Dtype = "auto"
+    init: nn.initializers.Initializer = keep_variance
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = compute_dtype(self.dtype)
-        kernel = self.param("kernel", initializer, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
         y = jnp.matmul(
             x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
         ).astype(dtype)
@@ -137,7 +141,8 @@ class Embedding(nn.Module):
     dtype: Dtype = "auto"
 
     def setup(self) -> None:
-        self.table = self.param("table", initializer, (self.rows, self.features))
+        unit = nn.initializers.truncated_normal(self.features**-0.5)
+        self.table = self.param("table", unit, (self.rows, self.features))
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         return jnp.take(self.table, indices, axis=0).astype(compute_dtype(self.dtype))

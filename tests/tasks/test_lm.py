@@ -38,8 +38,11 @@ def batch(rows: int = 40, tokens: int = 250) -> dict[str, np.ndarray]:
     return {name: value.astype(np.int32) for name, value in made.items()}
 
 
+PARAMS = {"params": {"bias": np.zeros(VOCABULARY, np.float32)}}
+
+
 def hide(model: MaskedLM, rows: dict[str, np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]:
-    shown, chosen = model.bind({}).hide(rows, jax.random.key(seed))
+    shown, chosen = model.apply(PARAMS, rows, jax.random.key(seed), method="hide")
     return np.asarray(shown), np.asarray(chosen)
 
 
