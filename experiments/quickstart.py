@@ -104,8 +104,8 @@ def study(
     *,
     seeds: int = 5,
     shots: tuple[int, ...] = (8, 32),
-    pretrain_steps: int = 1300,
-    steps: int = 80,
+    pretrain_steps: int = 1200,
+    steps: int = 70,
 ) -> Page:
     """`shots` labels of each area; `steps` of fine-tuning; everything over `seeds` seeds."""
     pretrained = run(pretraining(pretrain_steps))

@@ -47,6 +47,9 @@ class Evaluator(Protocol):
     def name(self) -> str:
         """The prefix."""
 
+    def prepare(self, model: Model) -> None:
+        """Opens what will be asked about, so that a bad row stops the run before its first step."""
+
     def __call__(self, model: Model) -> Scores:
         """Raises PreemptedError as soon as `model.stop()` says so."""
 
@@ -62,6 +65,10 @@ class HeldOut:
     def name(self) -> str:
         """The split."""
         return self.split
+
+    def prepare(self, model: Model) -> None:
+        """Opens the split."""
+        model.open(self.split, self.batch_size)
 
     def __call__(self, model: Model) -> Scores:
         means, outputs = forward(model, model.open(self.split, self.batch_size))

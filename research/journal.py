@@ -85,6 +85,7 @@ class Journal:
             file=sys.stderr,
             dynamic_ncols=True,
             mininterval=0.5,
+            delay=0.01,  # nothing is drawn of a run that is refused before its first step
         )
         self.started = time.monotonic()
         self.glance = (self.started, 0)

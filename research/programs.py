@@ -16,7 +16,7 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., Any], *, donate: bool = False) -> None:
-        self.jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
+        self.function, self.donate = function, donate
         self.executables: dict[Any, jax.stages.Compiled] = {}
         self.seconds = 0.0
 
@@ -29,7 +29,12 @@ class Program:
         layout = jax.tree.leaves(state)[0].sharding
         if (shapes, layout) not in self.executables:
             started = time.monotonic()
-            self.executables[shapes, layout] = self.jitted.lower(state, batch, key).compile()
+            jitted = jax.jit(self.function)
+            if self.donate:
+                # The new state takes the place of the old: left to itself, XLA may shard it anew.
+                same = jax.tree.map(lambda leaf: leaf.sharding, state)
+                jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(same, None))
+            self.executables[shapes, layout] = jitted.lower(state, batch, key).compile()
             self.seconds += time.monotonic() - started
         return self.executables[shapes, layout]
 

@@ -49,6 +49,7 @@ def run(config: Config, workdir: str | Path = "runs", *, progress: bool = False)
     """
     clock = Clock()
     with RunDirectory.open(Path(workdir) / config.name) as directory, StopSignal() as stop:
+        directory.log(f"{config.name}: opened")
         with clock.phase("data"):
             config = initialize.resolve(config)
         summary = results.claim(directory, config)
@@ -79,6 +80,8 @@ class Loop:
         self.journal, self.clock, self.stop = journal, clock, stop
         with clock.phase("data"):
             self.batches = initialize.open_training(config, mesh)
+            for evaluator in config.evals:
+                evaluator.prepare(self.model(None))
         with clock.phase("startup"):
             self.checkpoints = Checkpoints(
                 directory.path / "checkpoints", config.keep, report=journal.say
@@ -188,13 +191,7 @@ class Loop:
 
     def evaluate(self) -> bool:
         """Runs every evaluator and writes the numbers; whether this is the best model so far."""
-        model = Model(
-            self.config.task,
-            self.state.params,
-            self.config.data,
-            self.mesh,
-            lambda: self.stop.requested,
-        )
+        model = self.model(self.state.params)
         metrics: dict[str, float] = {}
         details: dict[str, Any] = {}
         scores = {evaluator.name: evaluator(model) for evaluator in self.config.evals}
@@ -203,6 +200,11 @@ class Loop:
             metrics |= {f"{name}/{key}": value for key, value in score.numbers.items()}
             details[name] = score.details
         return self.journal.scored(self.step, metrics, details, self.config.track)
+
+    def model(self, params: Any) -> Model:
+        """What evaluators are handed."""
+        config, stop = self.config, self.stop
+        return Model(config.task, params, config.data, self.mesh, lambda: stop.requested)
 
     def save(self, *, best: bool = False, wait: bool = False) -> None:
         """Hands the state to the checkpointer, with what the journal remembers."""

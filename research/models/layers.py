@@ -87,12 +87,12 @@ class Dense(nn.Module):
     features: int
     bias: bool = True
     dtype: Dtype = "auto"
-    init: nn.initializers.Initializer = keep_variance
+    kernel_init: nn.initializers.Initializer = keep_variance
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = compute_dtype(self.dtype)
-        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = jnp.matmul(
             x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
         ).astype(dtype)

@@ -34,7 +34,7 @@ class Classify(nn.Module):
     label_weights: tuple[float, ...] = ()
 
     def setup(self) -> None:
-        self.head = Dense(len(self.labels), dtype="float32", init=layers.small_normal)
+        self.head = Dense(len(self.labels), dtype="float32", kernel_init=layers.small_normal)
 
     def encode(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """One vector an example: [B, M, D]; zero at empty places under mean pooling."""

@@ -215,4 +215,6 @@ def test_attention_by_brute_force(groups):
         for s, weight in zip(seen, weights):
             expected[b, t, h] += weight / sum(weights) * value[b, s, g]
     arrays = (jnp.asarray(a, jnp.float32) for a in (query, key, value))
-    np.testing.assert_allclose(layers.attend(*arrays, mask), expected, atol=1e-5, rtol=0)
+    positions = np.zeros(mask.shape[:2], np.int32)
+    found = layers.attend(*arrays, mask, rate=0.0, noise=None, positions=positions)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
