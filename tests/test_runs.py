@@ -61,7 +61,8 @@ def test_second_writer_is_refused_by_name_and_a_killed_one_blocks_nobody(tmp_pat
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
-    fork = "import os; child = os.fork(); print(child, flush=True) if child else time.sleep(60)"
+    # The child speaks, so it is past the hook that runs in it at its birth.
+    fork = "import os; os.fork() or print(os.getpid(), flush=True); time.sleep(60)"
     holder = hold(tmp_path, fork)
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
