@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from research.errors import ConfigError
 from research.runs import RunDirectory
+from research.study.records import rises
 
 
 class Clock:
@@ -146,7 +147,7 @@ class Journal:
             return False
         if track not in metrics:
             raise ConfigError(f"track: no metric {track!r}, there are {', '.join(sorted(metrics))}")
-        sign = -1.0 if track.rsplit("/")[-1] in ("loss", "perplexity") else 1.0
+        sign = 1.0 if rises(track) else -1.0
         best = memory["best"]
         if best is not None and not sign * metrics[track] > sign * best["metrics"][track]:
             memory["since_best"] += 1
