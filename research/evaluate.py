@@ -71,8 +71,9 @@ class HeldOut:
         model.open(self.split, self.batch_size)
 
     def __call__(self, model: Model) -> Scores:
-        means, outputs = forward(model, model.open(self.split, self.batch_size))
-        numbers, details = model.task.score(means, outputs)
+        batches = model.open(self.split, self.batch_size)
+        means, outputs = forward(model, batches)
+        numbers, details = model.task.score(means, outputs, batches.examples)
         for mistake in details.get("mistakes", ()):
             mistake["text"] = model.data.quote(self.split, mistake["id"])
         return Scores(numbers, details)
@@ -101,14 +102,17 @@ def make_forward(task: nn.Module, *, means: bool) -> Program:
 
 def forward(
     model: Model, batches: Any, *, means: bool = True
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Means over all examples, and what `predict` says of each in the order of their ids, [N, ...].
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Means over all examples, and what `predict` says of each in the order of their ids.
 
-    The one fixed key makes masks a function of the example: every evaluation asks the same.
+    Outputs are [N, ...], beside the `ids` and the slots of the data; those that the task names in
+    `per_token` are lists of N arrays, [length, ...]. The one fixed key makes masks a function of
+    the example: every evaluation asks the same.
     """
     program, key = make_forward(model.task, means=means), jax.random.key(0)
     sums: dict[str, list[float]] = {}
-    pieces: dict[str, list[np.ndarray]] = {}
+    pieces: dict[str, list[Any]] = {}
+    slots = ("ids", *batches.examples.slots)
     for step in range(batches.steps):
         if model.stop():
             raise PreemptedError("told to stop during an evaluation")
@@ -119,12 +123,29 @@ def forward(
             total[0] += float(mean.total)
             total[1] += float(mean.count)
         taken = batch["ids"] >= 0
-        outputs |= {name: batch[name] for name in ("ids", "labels") if name in batch}
+        outputs |= {name: batch[name] for name in slots}
         for name, values in outputs.items():
-            pieces.setdefault(name, []).append(np.asarray(values)[taken])
+            if name in model.task.per_token:
+                pieces.setdefault(name, []).extend(spans(values, batch))
+            else:
+                pieces.setdefault(name, []).append(np.asarray(values)[taken])
     order = np.argsort(np.concatenate(pieces["ids"]), kind="stable")
-    gathered = {name: np.concatenate(values)[order] for name, values in pieces.items()}
+    gathered = {
+        name: [values[i] for i in order]
+        if name in model.task.per_token
+        else np.concatenate(values)[order]
+        for name, values in pieces.items()
+    }
     averages = {
         name: total / count if count else float("nan") for name, (total, count) in sums.items()
     }
     return averages, gathered
+
+
+def spans(values: np.ndarray, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What an array [B, T, ...] says of each example, row by row: arrays [length, ...]."""
+    places = np.argwhere(batch["ids"] >= 0)
+    return [
+        values[row, batch["starts"][row, slot] :][: batch["lengths"][row, slot]]
+        for row, slot in places
+    ]

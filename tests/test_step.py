@@ -166,7 +166,7 @@ def test_head_only_costs_no_trunk_gradient() -> None:
     def flops(adapt: Any) -> float:
         program = make_step(CLASSIFY, OPTIM, adapt, 10, 1)
         rules = adapt.rules(flatten_dict(start(CLASSIFY), sep="/"))
-        state = init_state(start(CLASSIFY), OPTIM.build(10, rules), rules)
+        state = jax.device_put(init_state(start(CLASSIFY), OPTIM.build(10, rules), rules))
         program.compiled(state, jax.device_put(PACKED), jax.random.key(0))
         return program.flops()
 

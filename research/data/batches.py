@@ -6,9 +6,9 @@ import functools
 import hashlib
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -28,23 +28,39 @@ PLANNED = 400_000
 class Examples:
     """Encoded texts with what is to be learned of each.
 
-    `labels` [examples] int32, or float32 for regression; `weights` float32 [examples], 0 where an
-    example has no label; `dropped` counts the bad rows left out.
+    `slots`: arrays [examples, ...] that a batch holds as [B, M, ...], 0 at empty places; `cells`:
+    arrays [tokens] that it holds as [B, T], -1 at padding. `units` int64 [examples], ascending,
+    keeps examples together (the texts of a pair): an order shuffles units, and `batch_size` counts
+    them; None is one each. `source` is what the rows were, for tasks that score or tell by it;
+    `dropped` counts the bad rows left out.
     """
 
     encoded: Encoded
-    labels: np.ndarray
-    weights: np.ndarray
+    slots: Mapping[str, np.ndarray]
+    cells: Mapping[str, np.ndarray] = field(default_factory=dict)
+    units: np.ndarray | None = None
+    source: Any = None
     dropped: int = 0
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over tokens and labels."""
+        """16 hex digits over tokens and what is to be learned."""
         digest = hashlib.sha256(self.encoded.fingerprint.encode())
-        for array in (self.encoded.row_of, self.labels, self.weights):
-            digest.update(f"{array.dtype} {array.shape}".encode())
+        arrays = {"row_of": self.encoded.row_of, **self.slots, **self.cells}
+        if self.units is not None:
+            arrays["units"] = self.units
+        for name, array in arrays.items():
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def bounds(self) -> np.ndarray:
+        """Unit u is the examples [bounds[u], bounds[u + 1]): int64 [units + 1]."""
+        count = len(self.encoded.row_of)
+        if self.units is None:
+            return np.arange(count + 1)
+        return np.append(np.flatnonzero(np.diff(self.units, prepend=-1)), count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +78,9 @@ class Batches:
 
     With `steps`, the endless concatenation of one permutation an epoch, cut at s x batch_size:
     nothing is dropped where epochs meet. Without, file order, each example once, the last batch
-    partly empty. `multiple` divides the rows of every batch; `host` is (index, count), and only
-    this host's rows are returned. Neither changes which examples a step holds, nor `fingerprint`.
+    partly empty. `batch_size` and `rows` count units (see `Examples`). `multiple` divides the rows
+    of every batch; `host` is (index, count), and only this host's rows are returned. Neither
+    changes which examples a step holds, nor `fingerprint`.
     """
 
     def __init__(
@@ -77,7 +94,7 @@ class Batches:
         host: tuple[int, int] = (0, 1),
         arrangement: Arrangement = Arrangement(),
     ) -> None:
-        count = len(examples.encoded.row_of)
+        count = len(examples.bounds) - 1
         check(batch_size, steps, multiple, host, count)
         self.examples, self.batch_size, self.seed, self.host = examples, batch_size, seed, host
         self.arrangement = arrangement
@@ -104,7 +121,7 @@ class Batches:
     def stats(self) -> dict[str, Any]:
         """What the audit says of the data; JSON values."""
         return {
-            "examples": self.rows,
+            "examples": len(self.lengths),
             "tokens": int(self.lengths.sum()),
             "longest": int(self.lengths.max()),
             "truncated": self.examples.encoded.truncated,
@@ -117,7 +134,8 @@ class Batches:
     def make_plan(self, multiple: int) -> Plan:
         """Exact where the run is short enough, else from evenly spread steps and a rescue."""
         most = max(1, PLANNED // self.batch_size)
-        exact = self.steps <= most
+        # How many examples a step has is known beforehand only where each is a unit.
+        exact = self.steps <= most or self.examples.units is not None
         chosen = np.arange(self.steps)
         if not exact:
             chosen = np.unique(np.linspace(0, self.steps - 1, most).astype(np.int64))
@@ -145,13 +163,22 @@ class Batches:
             raise IndexError(f"step {step} of {self.steps}")
         start = step * self.batch_size
         if not self.shuffled:
-            return np.arange(start, min(start + self.batch_size, self.rows))
+            return self.members(np.arange(start, min(start + self.batch_size, self.rows)))
         pieces, stop = [], start + self.batch_size
         while start < stop:
             epoch, first = divmod(start, self.rows)
             pieces.append(self.permutation(epoch)[first : first + stop - start])
             start += len(pieces[-1])
-        return np.concatenate(pieces)
+        return self.members(np.concatenate(pieces))
+
+    def members(self, units: np.ndarray) -> np.ndarray:
+        """The examples of units, in their order."""
+        if self.examples.units is None:
+            return units
+        first, last = self.examples.bounds[units], self.examples.bounds[units + 1]
+        sizes = last - first
+        before = np.cumsum(sizes) - sizes
+        return np.repeat(first - before, sizes) + np.arange(int(sizes.sum()))
 
     def batch(self, step: int) -> Batch:
         """The arrays of `research`'s docstring for this host's rows of step `step`."""
@@ -202,7 +229,7 @@ def fill(
         return array.reshape(rows, length)
 
     def slots(values: np.ndarray, dtype: Any = np.int32, empty: int = 0) -> np.ndarray:
-        array = np.full((rows, places), empty, dtype)
+        array = np.full((rows, places, *values.shape[1:]), empty, dtype)
         array[row, slot] = values
         return array
 
@@ -214,9 +241,9 @@ def fill(
         "ids": slots(chosen, empty=-1),
         "starts": slots(start),
         "lengths": slots(lengths),
-        "labels": slots(examples.labels[chosen], examples.labels.dtype),
-        "weights": slots(examples.weights[chosen], np.float32),
     }
+    batch |= {name: slots(x[chosen], x.dtype) for name, x in examples.slots.items()}
+    batch |= {name: cells(x[source], empty=-1) for name, x in examples.cells.items()}
     if words:
         kinds = encoded.words[source]
         number = np.cumsum(kinds == BEGINS)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -83,16 +83,22 @@ class Texts:
             arrangement=self.arrangement,
         )
 
-    def encode_texts(
-        self, rows: Sequence[Row], batch_size: int = 128, *, multiple: int = 1
+    def encode_rows(
+        self,
+        rows: Sequence[Any],
+        batch_size: int = 128,
+        *,
+        multiple: int = 1,
+        where: tuple[str, int] = ("rows", 1),
     ) -> Batches:
         """New rows in their order, without labels: example i is row i, and its weight is 0.
 
-        Raises DataError naming the row (from 1) that has no text. Nothing is kept in the cache.
+        A row is a text or a dict with the text columns. Raises DataError naming the row that has no
+        text; `where` is the file and the line of the first. Nothing is kept in the cache.
         """
         given = Rows("rows")
-        for number, row in enumerate(rows, 1):
-            given.add("rows", number, row)
+        for number, row in enumerate(rows, where[1]):
+            given.add(where[0], number, {self.text: row} if isinstance(row, str) else row)
         for i, row in enumerate(given):
             if reason := self.fault(row):
                 raise DataError(f"{given.where(i)}: {reason}")
@@ -101,9 +107,8 @@ class Texts:
             raise DataError(f"{given.where(int(encoded.blank[0]))}: {BLANK}")
         kind = np.float32 if self.regression else np.int32
         nothing = np.zeros(len(encoded.row_of))
-        examples = Examples(
-            encoded=encoded, labels=nothing.astype(kind), weights=nothing.astype(np.float32)
-        )
+        slots = {"labels": nothing.astype(kind), "weights": nothing.astype(np.float32)}
+        examples = Examples(encoded=encoded, slots=slots)
         return Batches(examples, batch_size, multiple=multiple, arrangement=self.arrangement)
 
     def facts(self) -> dict[str, object]:
@@ -190,7 +195,12 @@ class Texts:
     def fault(self, row: Row) -> str | None:
         """What is wrong with the texts of a row."""
         for column in (self.text, self.pair):
-            if column is not None and not row.get(column, "").strip():
+            if column is None:
+                continue
+            value: Any = row.get(column, "")
+            if not isinstance(value, str):
+                return f"{column!r} is not a text"
+            if not value.strip():
                 return f"{column!r} is empty" if column in row else f"no column {column!r}"
         return None
 
@@ -252,8 +262,10 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
         counted.drop(rows.where(row), BLANK)
     return Examples(
         encoded=encoded,
-        labels=numbers[encoded.row_of],
-        weights=np.ones(len(encoded.row_of), np.float32),
+        slots={
+            "labels": numbers[encoded.row_of],
+            "weights": np.ones(len(encoded.row_of), np.float32),
+        },
         dropped=len(counted.dropped),
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
+from research.data.batches import Examples
 from research.metrics import Mean
 
 Batch = dict[str, jax.Array]
@@ -20,18 +21,20 @@ class Task(Protocol):
     """
 
     backbone: Any
+    per_token: tuple[str, ...]
+    """Names of the outputs of `predict` that are [B, T, ...]; a class attribute, not a field."""
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:
         """Means over the batch; "loss" is the one that is minimised."""
 
     def predict(self, batch: Batch) -> dict[str, jax.Array]:
-        """Per example, [B, M, ...]; empty where a task scores by means alone."""
+        """Per example, [B, M, ...], or per token; empty where a task scores by means alone."""
 
     def score(
-        self, means: dict[str, float], outputs: dict[str, np.ndarray]
+        self, means: dict[str, float], outputs: dict[str, Any], examples: Examples
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Numbers of a whole split and details for the report. `outputs` holds what `predict` gave
-        for every example, [N, ...], with its `labels` and `ids`."""
+        """Numbers of a whole split and details for the report. `outputs` are those of
+        `evaluate.forward`: what `predict` gave for every example, with its slots and `ids`."""
 
-    def decode(self, output: dict[str, np.ndarray]) -> dict[str, Any]:
-        """One example's prediction, as JSON values."""
+    def decode(self, outputs: dict[str, Any], examples: Examples) -> Iterator[dict[str, Any]]:
+        """The prediction for each row that the examples are of, in order, as JSON values."""

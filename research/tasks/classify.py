@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import losses, metrics
+from research.data.batches import Examples
 from research.metrics import Mean
 from research.models import layers
 from research.models.layers import Dense
@@ -32,6 +34,7 @@ class Classify(nn.Module):
     dropout: float = 0.1
     label_smoothing: float = 0.0
     label_weights: tuple[float, ...] = ()
+    per_token = ()
 
     def setup(self) -> None:
         self.head = Dense(len(self.labels), dtype="float32", kernel_init=layers.small_normal)
@@ -66,7 +69,7 @@ class Classify(nn.Module):
         return {"probabilities": jax.nn.softmax(self.logits(batch), axis=-1)}
 
     def score(
-        self, means: dict[str, float], outputs: dict[str, np.ndarray]
+        self, means: dict[str, float], outputs: dict[str, Any], examples: Examples
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Macro and micro F1 and MCC beside the means; the confusion matrix as a detail."""
         guesses = outputs["probabilities"].argmax(-1)
@@ -94,14 +97,13 @@ class Classify(nn.Module):
             for i in wrong[np.argsort(-sure[wrong], kind="stable")][:most]
         ]
 
-    def decode(self, output: dict[str, np.ndarray]) -> dict[str, Any]:
-        """{"label": name, "probabilities": {name: p}}."""
-        probabilities = [float(p) for p in output["probabilities"]]
-        best = int(np.argmax(probabilities))
-        return {
-            "label": self.labels[best],
-            "probabilities": dict(zip(self.labels, probabilities)),
-        }
+    def decode(self, outputs: dict[str, Any], examples: Examples) -> Iterator[dict[str, Any]]:
+        """{"label": name, "probabilities": {name: p}} for each text."""
+        for row in outputs["probabilities"].tolist():
+            yield {
+                "label": self.labels[np.argmax(row)],
+                "probabilities": dict(zip(self.labels, row)),
+            }
 
 
 def pool_first(x: jax.Array, batch: Batch) -> jax.Array:

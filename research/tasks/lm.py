@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from research import losses, metrics, sharding
+from research.data.batches import Examples
 from research.metrics import Mean
 from research.models import layers
 from research.models.layers import ACTIVATIONS, Dense
@@ -31,6 +32,7 @@ class MaskedLM(nn.Module):
     vocab_size: int | None = None
     mask_id: int | None = None
     special_ids: tuple[int, ...] = ()
+    per_token = ()
 
     def setup(self) -> None:
         spec = self.backbone.spec
@@ -81,14 +83,14 @@ class MaskedLM(nn.Module):
         return {}
 
     def score(
-        self, means: dict[str, float], outputs: dict[str, np.ndarray]
+        self, means: dict[str, float], outputs: dict[str, Any], examples: Examples
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Pseudo-perplexity over the masked tokens beside the means."""
         return means | {"perplexity": metrics.perplexity(means["loss"])}, {}
 
-    def decode(self, output: dict[str, np.ndarray]) -> dict[str, Any]:
+    def decode(self, outputs: dict[str, Any], examples: Examples) -> Iterator[dict[str, Any]]:
         """Nothing to tell about a single text."""
-        return {}
+        return ({} for _ in outputs["ids"])
 
 
 def gather_chosen(

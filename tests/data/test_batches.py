@@ -14,7 +14,7 @@ from research.data.tokenize import Encoded
 from research.errors import ConfigError
 
 
-def make(lengths, *, labels=None) -> Examples:
+def make(lengths, *, labels=None, units=None) -> Examples:
     """Examples whose tokens are all different, so that any of them can be traced."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     total = int(offsets[-1])
@@ -36,7 +36,8 @@ def make(lengths, *, labels=None) -> Examples:
         fingerprint=str(list(lengths)),
     )
     numbers = np.arange(len(lengths), dtype=np.int32) % 7 if labels is None else labels
-    return Examples(encoded=encoded, labels=numbers, weights=np.ones(len(lengths), np.float32))
+    weights = np.ones(len(lengths), np.float32)
+    return Examples(encoded=encoded, slots={"labels": numbers, "weights": weights}, units=units)
 
 
 def unpack(batch) -> list[dict[str, np.ndarray]]:
@@ -86,6 +87,28 @@ def test_a_pass_holds_every_example_and_token_exactly_once(lengths, size, multip
     assert sorted(np.concatenate(tokens)) == list(range(1, sum(lengths) + 1))
 
 
+@settings(max_examples=50, deadline=None)
+@given(lengths_of, st.integers(1, 9), st.integers(0, 9), st.booleans())
+def test_units_stay_together_and_are_what_a_batch_counts(lengths, size, seed, shuffled):
+    units = np.sort(np.random.default_rng(seed).integers(0, 10, len(lengths)))
+    names = np.unique(units)
+    steps = -(-len(names) // size) if shuffled else None
+    batches = Batches(make(lengths, units=units), size, steps=steps, seed=seed)
+    counts = dict.fromkeys(names.tolist(), 0)
+    for step in range(batches.steps):
+        held = batches.examples_of(step)
+        taken = 0
+        for unit in np.unique(units[held]).tolist():
+            members, mine = np.flatnonzero(units == unit), held[units[held] == unit]
+            times = len(mine) // len(members)
+            assert mine.tolist() == members.tolist() * times
+            counts[unit] += times
+            taken += times
+        assert taken == (size if shuffled else min(size, len(names) - step * size))
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert shuffled or set(counts.values()) == {1}
+
+
 @settings(max_examples=100, deadline=None)
 @given(lengths_of, st.integers(1, 50), arrangements)
 def test_each_example_is_what_a_plain_loader_gives(lengths, size, arrangement):
@@ -98,7 +121,7 @@ def test_each_example_is_what_a_plain_loader_gives(lengths, size, arrangement):
         assert one["types"].tolist() == encoded.types[cells].tolist()
         assert one["positions"].tolist() == list(range(lengths[i]))
         assert set(one["segments"].tolist()) == {one["slot"] + 1}
-        assert one["labels"] == examples.labels[i]
+        assert one["labels"] == examples.slots["labels"][i]
         assert one["weights"] == 1.0
         number, expected = -1, []
         for kind in encoded.words[cells].tolist():

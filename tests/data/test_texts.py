@@ -195,7 +195,7 @@ def test_shots_draw_as_many_of_each_label(texts):
 
 def test_new_rows_are_encoded_in_their_order(texts):
     rows = [{"text": text} for text, _ in DEV]
-    batches = texts.encode_texts(rows, 2, multiple=2)
+    batches = texts.encode_rows(rows, 2, multiple=2)
     assert batches.rows == 3
     whole = texts.open("dev", 2, multiple=2)
     for step in range(2):
@@ -204,9 +204,9 @@ def test_new_rows_are_encoded_in_their_order(texts):
         for name in ("tokens", "positions", "segments", "types", "ids", "starts", "lengths"):
             np.testing.assert_array_equal(new[name], known[name])
     with pytest.raises(DataError, match="rows:2: 'text' is empty"):
-        texts.encode_texts([{"text": "a"}, {"text": " "}])
+        texts.encode_rows([{"text": "a"}, {"text": " "}])
     with pytest.raises(DataError, match="rows:1: the text has no tokens"):
-        texts.encode_texts([{"text": "\u200b"}])
+        texts.encode_rows([{"text": "\u200b"}])
 
 
 @pytest.mark.parametrize(

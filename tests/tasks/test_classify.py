@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from research import losses
 from research.models.transformer import Spec, Transformer
 from research.tasks.classify import Classify, pool_first, pool_mean
 
+EXAMPLES: Any = None  # Classify reads all it needs from the outputs.
 SPEC = Spec(vocab_size=30, width=8, depth=1, heads=2, hidden=16, max_positions=16)
 
 
@@ -70,7 +73,7 @@ def test_label_weights_weigh_examples_and_not_accuracy() -> None:
 
 def test_decode_names_the_likeliest_label() -> None:
     task = Classify(labels=("no", "yes"))
-    told = task.decode({"probabilities": np.array([0.25, 0.75])})
+    (told,) = task.decode({"probabilities": np.array([[0.25, 0.75]])}, EXAMPLES)
     assert told == {"label": "yes", "probabilities": {"no": 0.25, "yes": 0.75}}
 
 
@@ -81,7 +84,7 @@ def test_score_counts_and_names_the_most_confident_mistakes() -> None:
         "labels": np.array([0, 0, 0, 1]),
         "ids": np.array([10, 11, 12, 13]),
     }
-    numbers, details = task.score({"loss": 1.0}, outputs)
+    numbers, details = task.score({"loss": 1.0}, outputs, EXAMPLES)
     assert details["confusion"] == [[1, 2], [1, 0]]
     assert numbers["loss"] == 1.0
     assert [mistake["id"] for mistake in details["mistakes"]] == [12, 11, 13]
