@@ -117,18 +117,7 @@ class Texts:
         `labels`, and of the tokenizer `vocab_size`, `pad_id`, `cls_id`, `sep_id`, `mask_id`,
         `special_ids`, `continue_ids` (tokens that go on with a word) and `tokenizer_fingerprint`.
         """
-        vocabulary = self.vocabulary
-        return {
-            "labels": self.label_names(),
-            "vocab_size": vocabulary.size,
-            "pad_id": vocabulary.pad,
-            "cls_id": vocabulary.cls,
-            "sep_id": vocabulary.sep,
-            "mask_id": vocabulary.mask,
-            "special_ids": vocabulary.special,
-            "continue_ids": tuple(np.flatnonzero(vocabulary.continues).tolist()),
-            "tokenizer_fingerprint": vocabulary.fingerprint,
-        }
+        return {"labels": self.label_names(), **self.vocabulary.facts()}
 
     def text_of(self, split: str, example: int) -> Row:
         """The row that an example (the `ids` of a batch) is from, for reports."""

@@ -67,6 +67,19 @@ class Vocabulary:
             **ids,
         )
 
+    def facts(self) -> dict[str, object]:
+        """What a task may want to know of its tokens, by the names of a task's fields."""
+        return {
+            "vocab_size": self.size,
+            "pad_id": self.pad,
+            "cls_id": self.cls,
+            "sep_id": self.sep,
+            "mask_id": self.mask,
+            "special_ids": self.special,
+            "continue_ids": tuple(np.flatnonzero(self.continues).tolist()),
+            "tokenizer_fingerprint": self.fingerprint,
+        }
+
 
 def continuations(tokens: dict[str, int], special: set[int]) -> np.ndarray:
     """Which tokens go on with a word, by the sign that this vocabulary marks words with.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from research.data.batches import Examples
 from research.metrics import Mean
 from research.models import layers
 from research.models.layers import Dense
+from research.models.pooling import Pool, pool
 
 Batch = dict[str, jax.Array]
 
@@ -22,14 +23,14 @@ Batch = dict[str, jax.Array]
 class Classify(nn.Module):
     """A linear head on one vector an example (Devlin et al., 2019).
 
-    `pool`: the first token, or the mean over an example's tokens; `pooler`: BERT's dense tanh layer
-    in between; `label_smoothing` in [0, 1); `label_weights`: one loss weight a label, in their
-    order, 1 where empty. Without `backbone` the trunk is the one in the config's `init_from`.
+    `pool`: an example's first or last token, or the mean over its tokens; `pooler`: BERT's dense
+    tanh layer in between; `label_smoothing` in [0, 1); `label_weights`: one loss weight a label, in
+    their order, 1 where empty. Without `backbone` the trunk is that of the config's `init_from`.
     """
 
     backbone: Any = None
     labels: tuple[str, ...] = ()
-    pool: Literal["first", "mean"] = "first"
+    pool: Pool = "first"
     pooler: bool = True
     dropout: float = 0.1
     label_smoothing: float = 0.0
@@ -42,7 +43,7 @@ class Classify(nn.Module):
     def encode(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """One vector an example: [B, M, D]; zero at empty places under mean pooling."""
         x = self.backbone(batch, noise=noise)
-        x = pool_first(x, batch) if self.pool == "first" else pool_mean(x, batch)
+        x = pool(x, batch, self.pool)
         return self.backbone.pool(x) if self.pooler else x
 
     def logits(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
@@ -104,16 +105,3 @@ class Classify(nn.Module):
                 "label": self.labels[np.argmax(row)],
                 "probabilities": dict(zip(self.labels, row)),
             }
-
-
-def pool_first(x: jax.Array, batch: Batch) -> jax.Array:
-    """The vector of each example's first token: [B, T, D] -> [B, M, D]."""
-    return jnp.take_along_axis(x, batch["starts"][..., None], axis=1)
-
-
-def pool_mean(x: jax.Array, batch: Batch) -> jax.Array:
-    """The mean vector of each example's tokens: [B, T, D] -> [B, M, D]."""
-    slots = jnp.arange(1, batch["ids"].shape[1] + 1, dtype=jnp.int32)
-    member = (batch["segments"][:, None, :] == slots[None, :, None]).astype(x.dtype)  # [B, M, T]
-    total = jnp.einsum("bmt,btd->bmd", member, x, preferred_element_type=jnp.float32)
-    return (total / jnp.maximum(batch["lengths"], 1)[..., None]).astype(x.dtype)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from research import losses
+from research.models.pooling import pool_first, pool_last, pool_mean
 from research.models.transformer import Spec, Transformer
-from research.tasks.classify import Classify, pool_first, pool_mean
+from research.tasks.classify import Classify
 
 EXAMPLES: Any = None  # Classify reads all it needs from the outputs.
 SPEC = Spec(vocab_size=30, width=8, depth=1, heads=2, hidden=16, max_positions=16)
@@ -49,10 +50,11 @@ def test_cross_entropy_equals_its_definition() -> None:
 def test_pools_equal_a_loop() -> None:
     rows = batch()
     x = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
-    first, mean = np.asarray(pool_first(x, rows)), np.asarray(pool_mean(x, rows))
+    first, last, mean = (np.asarray(pool(x, rows)) for pool in (pool_first, pool_last, pool_mean))
     for b, m in ((0, 0), (0, 1), (1, 0)):
         start, length = rows["starts"][b, m], rows["lengths"][b, m]
         np.testing.assert_array_equal(first[b, m], x[b, start])
+        np.testing.assert_array_equal(last[b, m], x[b, start + length - 1])
         np.testing.assert_allclose(mean[b, m], x[b, start : start + length].mean(0), atol=1e-6)
     np.testing.assert_array_equal(mean[1, 1], 0)
 
