@@ -70,6 +70,11 @@ def decode(raw: bytes) -> str | Bad:
         return Bad(f"not UTF-8 at byte {error.start + 1} of the line")
 
 
+def half_pair(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def parse_txt(name: str, file: IO[bytes], layout: Layout) -> Parsed:
     """One text a line; blank lines only separate."""
     column = layout.columns[0] if layout.columns else "text"

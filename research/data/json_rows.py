@@ -1,4 +1,4 @@
-"""Strict JSON: objects a line or in a list, as rows of texts."""
+"""Strict JSON: objects a line or in a list, or SQuAD's tree of questions, as rows of texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import re
 from typing import IO, Any
 
-from research.data.formats import Bad, Layout, Parsed, Row, decode, lines_of
+from research.data import squad
+from research.data.formats import Bad, Layout, Parsed, Row, decode, half_pair, lines_of
 from research.errors import DataError
 
 LARGEST_JSON = 256 * 2**20
@@ -28,7 +29,10 @@ def parse_jsonl(name: str, file: IO[bytes], layout: Layout) -> Parsed:
 
 
 def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
-    """A list of JSON objects; what is broken between two of them ends the reading."""
+    """A list of JSON objects, or one object in the format of SQuAD, whose questions are the rows.
+
+    What is broken between two objects of the list, or anywhere in the one, ends the reading.
+    """
     raw = file.read(LARGEST_JSON + 1)
     if len(raw) > LARGEST_JSON:
         raise DataError(f"{name}:1: over {LARGEST_JSON >> 20} MiB; write one object a line, .jsonl")
@@ -38,6 +42,9 @@ def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
     if not text.strip():
         return
     line, counted, position = 1, 0, skip_space(text, 0)
+    if text.startswith("{", position):
+        yield from squad.questions(name, text, whole(name, text), layout.need)
+        return
     expect(name, text, position, "[", "a list of objects", line)
     position = skip_space(text, position + 1)
     while not text.startswith("]", position):
@@ -56,6 +63,16 @@ def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
             expect(name, text, position, "]", "a comma or the closing bracket", line)
     if rest := text[position + 1 :].strip():
         raise DataError(f"{name}:{line}: broken JSON: {rest[:20]!r} after the list")
+
+
+def whole(name: str, text: str) -> Any:
+    """The one value that a text holds."""
+    try:
+        return DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}:{error.lineno}: broken JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}:1: broken JSON: {complaint(error)}") from None
 
 
 def skip_space(text: str, position: int) -> int:
@@ -113,7 +130,7 @@ def json_row(value: Any, need: tuple[str, ...]) -> Row | Bad:
         if isinstance(inner, bool):
             row[key] = "true" if inner else "false"
         elif isinstance(inner, str):
-            if not inner.isascii() and any("\ud800" <= sign <= "\udfff" for sign in inner):
+            if half_pair(inner):
                 return Bad(f"{key!r} holds half a surrogate pair")
             row[key] = inner
         elif key in need:
