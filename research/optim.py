@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
-from research.adapt import Rule
+from research.adapt import Flat, Rule
 from research.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt"]
@@ -61,24 +64,47 @@ class Optim:
         )
         return optax.join_schedules([rise, decay], [warmup])
 
-    def build(self, steps: int, rules: Mapping[str, Rule]) -> optax.GradientTransformation:
-        """The update rule for a flat dict {path: array} of the parameters that learn."""
+    def build(self, steps: int, rules: Mapping[str, Rule]) -> optax.GradientTransformationExtraArgs:
+        """The update rule for a flat dict {path: array} of the parameters that learn.
+
+        Beside optax's arguments `update` takes what the gradients are still to be divided by,
+        `count`, and whether they are `finite`; where not, parameters and state stay as they are.
+        """
         learning = {path: rule for path, rule in rules.items() if rule.learns}
-        chain = [
-            optax.scale_by_adam(self.beta1, self.beta2, self.epsilon),
-            optax.add_decayed_weights(
-                self.weight_decay, {path: rule.decays for path, rule in learning.items()}
-            ),
-            optax.scale_by_learning_rate(self.rate(steps)),
-        ]
-        if self.clip is not None:
-            chain.insert(0, optax.clip_by_global_norm(self.clip))
-        if any(rule.multiplier != 1.0 for rule in learning.values()):
-            chain.append(
-                optax.stateless(
-                    lambda updates, _: {
-                        path: update * learning[path].multiplier for path, update in updates.items()
-                    }
-                )
-            )
-        return optax.chain(*chain)
+        rate = self.rate(steps)
+
+        def init(params: Flat) -> optax.ScaleByAdamState:
+            mu, nu = ({path: jnp.zeros_like(leaf) for path, leaf in params.items()} for _ in "mn")
+            return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
+
+        def update(
+            sums: Flat,
+            state: optax.ScaleByAdamState,
+            params: Flat,
+            *,
+            count: jax.Array | float = 1.0,
+            finite: jax.Array | bool = True,
+        ) -> tuple[Flat, optax.ScaleByAdamState]:
+            # All that is the same for every element is worked out once, `finite` included: what is
+            # left is one pass an array, in place. A `where` over old and new would copy both.
+            scale = 1.0 / count
+            if self.clip is not None:
+                scale *= jnp.minimum(1.0, self.clip / (optax.tree.norm(sums) * scale))
+            step = state.count + 1
+            scale, speed = jnp.where(finite, jnp.array([scale, rate(state.count)]), 0.0)
+            old1, old2 = jnp.where(finite, jnp.array([self.beta1, self.beta2]), 1.0)
+            new1, new2 = (1 - self.beta1) * scale, (1 - self.beta2) * scale**2
+            first, second = 1 - self.beta1**step, lax.rsqrt(1 - self.beta2**step)
+            mu, nu, updates = {}, {}, {}
+            for path, total in sums.items():
+                grad = jnp.where(finite, total, 0.0)
+                mu[path] = m = old1 * state.mu[path] + new1 * grad
+                nu[path] = v = old2 * state.nu[path] + new2 * jnp.square(grad)
+                pace = speed * learning[path].multiplier
+                updates[path] = -(pace / first) * m / (jnp.sqrt(v) * second + self.epsilon)
+                if learning[path].decays:
+                    updates[path] -= pace * self.weight_decay * params[path]
+            steps_taken = state.count + jnp.asarray(finite, jnp.int32)
+            return updates, optax.ScaleByAdamState(steps_taken, mu, nu)
+
+        return optax.GradientTransformationExtraArgs(init, update)

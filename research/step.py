@@ -51,7 +51,7 @@ def abstract_state(
 
 def train_step(
     task: nn.Module,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     rules: Mapping[str, Rule],
     state: TrainState,
     batch: dict[str, jax.Array],
@@ -78,7 +78,7 @@ def train_step(
         return grads, means
 
     if microbatches == 1:
-        grads, means = gradient(batch)
+        sums, means = gradient(batch)
     else:
         # Every microbatches-th row, so that each shard of the rows stays on its device.
         slices = {
@@ -89,19 +89,14 @@ def train_step(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
             jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], slices)),
         )
-        (grads, means), _ = jax.lax.scan(
+        (sums, means), _ = jax.lax.scan(
             lambda sums, rows: (jax.tree.map(jnp.add, sums, gradient(rows)), None), zero, slices
         )
-    grads = jax.tree.map(lambda g: g / jnp.maximum(means["loss"].count, 1e-9), grads)
-    norm = optax.tree.norm(grads)
+    count = jnp.maximum(means["loss"].count, 1e-9)
+    norm = optax.tree.norm(sums) / count
     finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"].total)
-    updates, opt_state = tx.update(grads, state.opt_state, learning)
+    updates, opt_state = tx.update(sums, state.opt_state, learning, count=count, finite=finite)
     learned = optax.apply_updates(learning, updates)
-    learned, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (learned, opt_state),
-        (learning, state.opt_state),
-    )
     means |= {"grad_norm": Mean.of(norm), "skipped": Mean.of(1.0 - finite.astype(jnp.float32))}
     new = TrainState(
         step=state.step + 1,

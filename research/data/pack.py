@@ -19,8 +19,9 @@ TILE = 8
 # Steps that are tried with every candidate for T, and how many candidates there are.
 TRIED = 128
 CANDIDATES = 12
-# Attention's share grows with T: a row of this many tokens costs about twice what its products do.
-ATTENTION = 2048
+# Attention's share grows with T: at this many tokens a row it costs as much as all the rest
+# (measured at a width of 384 on a CPU; wider trunks and accelerators mind less).
+ATTENTION = 512
 # Another shape is another compilation; it has to save this share of the cells.
 WORTH = 0.02
 
