@@ -32,6 +32,11 @@ def resolve(config: Config) -> Config:
     """
     config.check()
     task, data = config.task, config.data
+    if config.microbatches > 1 and getattr(task, "whole_batch", False):
+        raise ConfigError(
+            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares all "
+            "examples of a batch: use task.chunks, which bounds the memory and changes nothing"
+        )
     if getattr(data, "tokenizer", "") is None:
         data = dataclasses.replace(data, tokenizer=tokenizer_of(needed(config, "data.tokenizer")))
     if getattr(task, "backbone", "") is None:
@@ -75,13 +80,15 @@ def tokenizer_of(source: str) -> str:
 
 
 def open_training(config: Config, mesh: Mesh) -> Any:
-    """The training stream of a resolved config, laid out for the mesh and the micro-batches."""
+    """The training stream of a resolved config, laid out for the mesh and for what a step cuts its
+    rows into: micro-batches, or a task's own `chunks`."""
+    pieces = config.microbatches * getattr(config.task, "chunks", 1)
     return config.data.open(
         "train",
         config.batch_size,
         steps=config.steps,
         seed=config.seed,
-        multiple=sharding.row_shards(mesh) * config.microbatches,
+        multiple=sharding.row_shards(mesh) * pieces,
     )
 
 

@@ -22,7 +22,11 @@ class Task(Protocol):
 
     backbone: Any
     per_token: tuple[str, ...]
-    """Names of the outputs of `predict` that are [B, T, ...]; a class attribute, not a field."""
+    """Names of the outputs of `predict` that are [B, T, ...]; a class attribute, not a field.
+
+    A class attribute `whole_batch` that is true refuses micro-batches: the loss compares examples.
+    A method `tuned(outputs)`, where there is one, gives fields that serve a split's examples best.
+    """
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:
         """Means over the batch; "loss" is the one that is minimised."""
