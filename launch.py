@@ -4,7 +4,8 @@
     launch.py study FILE [--workdir DIR] [KNOBS]              many runs and their comparison
     launch.py show FILE [OVERRIDES]                           the audit, without training
     launch.py evaluate RUN [--split SPLIT] [--data FILE]      scores of a finished run
-    launch.py predict RUN [--input FILE|-] [--output FILE]    texts in, JSON lines out
+                       [--data.FIELD VALUE]                   the file's columns, ...
+    launch.py predict RUN [--input FILE|-] [--output FILE]    texts in, JSON lines (or .npy) out
     launch.py report RUN... [--to DIR]                        the page of a run, or of several
     launch.py export RUN --to hf DIR                          a directory transformers loads
     launch.py replay RUN                                      the step a run died of (exit 3)
@@ -145,6 +146,7 @@ def evaluate(arguments: list[str]) -> None:
     """Prints a split's scores as JSON."""
     import jax
 
+    from research.config import override
     from research.evaluate import HeldOut
     from research.infer.loaded import load
 
@@ -152,20 +154,22 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("run")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--data", help="a file to score instead of the run's own split")
-    options = parser.parse_args(arguments)
-    model = load(options.run).model()
+    options, overrides = parser.parse_known_args(arguments)
+    loaded = load(options.run)
+    data = override(loaded.config, overrides, "launch.py evaluate RUN").data
     if options.data is not None:
-        data = dataclasses.replace(model.data, **{options.split: options.data})
-        model = dataclasses.replace(model, data=data)
+        data = dataclasses.replace(data, **{options.split: options.data})
+    model = dataclasses.replace(loaded.model(), data=data)
     with jax.set_mesh(model.mesh):
         scores = HeldOut(split=options.split)(model)
     print(json.dumps({f"{options.split}/{k}": v for k, v in scores.numbers.items()}))
 
 
 def predict(arguments: list[str]) -> None:
-    """Writes one JSON line for every line read."""
+    """Writes one JSON line for every line read, or all their vectors as one array."""
     from research.infer.loaded import load
     from research.infer.predict import predict as predictions
+    from research.infer.predict import write_vectors
 
     parser = Parser("predict")
     parser.add_argument("run")
@@ -178,6 +182,9 @@ def predict(arguments: list[str]) -> None:
             lines: Any = sys.stdin.buffer
         else:
             lines = files.enter_context(open_or_say(options.input, "rb"))
+        if options.output.endswith(".npy"):
+            write_vectors(Path(options.output), predictions(loaded, lines, name=options.input))
+            return
         sink = sys.stdout
         if options.output != "-":
             sink = files.enter_context(open_or_say(options.output, "w"))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from research import evaluate, sharding
-from research.errors import DataError
+from research import evaluate, files, sharding
+from research.errors import ConfigError, DataError
 from research.infer.loaded import Loaded
 
 CHUNK = 4096
@@ -53,3 +56,19 @@ def predict(
             _, outputs = evaluate.forward(model, batches, means=False)
             yield from model.task.decode(outputs, batches.examples)
             first += len(chunk)
+
+
+def write_vectors(path: Path, predictions: Iterable[dict[str, Any]]) -> None:
+    """The vectors of predictions as a .npy file, float32 [rows, D], whole or not at all.
+
+    Raises ConfigError for a prediction without exactly one vector.
+    """
+    rows = []
+    for prediction in predictions:
+        if "vector" not in prediction:
+            held = ", ".join(prediction) or "nothing"
+            raise ConfigError(f"{path}: a .npy file holds vectors, but a prediction holds {held}")
+        rows.append(np.asarray(prediction["vector"], np.float32))
+    buffer = io.BytesIO()
+    np.save(buffer, np.stack(rows) if rows else np.zeros((0, 0), np.float32), allow_pickle=False)
+    files.write_atomic(path, buffer.getvalue())
