@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from research import audit, checkpoint, manifest, runs, sharding
@@ -115,12 +116,21 @@ def starting_params(
 
     What `init_from` lacks (the head) is drawn anew; what was not used of it is reported by name.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    wanted = flatten_dict(abstract, sep="/")
     shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
-    draw = jax.jit(lambda key: initialize(config.task, shapes, key), out_shardings=shardings)
-    fresh = draw(jax.random.key(config.seed))
+
+    def fresh(paths: Iterable[str]) -> dict[str, jax.Array]:
+        # What is not asked for is neither compiled nor drawn.
+        def draw(key: jax.Array) -> dict[str, jax.Array]:
+            flat = flatten_dict(initialize(config.task, shapes, key), sep="/")
+            return {path: flat[path] for path in paths}
+
+        shardings = {path: wanted[path].sharding for path in paths}
+        drawn: Any = jax.jit(draw, out_shardings=shardings)(jax.random.key(config.seed))
+        return drawn
+
     if config.init_from is None:
-        return fresh
+        return unflatten_dict(fresh(tuple(wanted)), sep="/")
     if is_run(config.init_from):
         saved = Path(config.init_from) / "checkpoints"
         source = checkpoint.load_tree(saved, step=manifest.best(saved))

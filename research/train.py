@@ -114,7 +114,7 @@ class Loop:
             return restored.state
         start = initialize.starting_params(config, params, batch, self.journal.say)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return jax.jit(create, out_shardings=shardings)(start)
+        return jax.jit(create, out_shardings=shardings, donate_argnums=0)(start)
 
     def run(self) -> dict[str, Any]:
         """Steps to the end; returns what result.json holds."""

@@ -31,14 +31,16 @@ class Examples:
     `slots`: arrays [examples, ...] that a batch holds as [B, M, ...], 0 at empty places; `cells`:
     arrays [tokens] that it holds as [B, T], -1 at padding. `units` int64 [examples], ascending,
     keeps examples together (the texts of a pair): an order shuffles units, and `batch_size` counts
-    them; None is one each. `source` is what the rows were, for tasks that score or tell by it;
-    `dropped` counts the bad rows left out.
+    them; None is one each. `draws` float64 [units] is how often an epoch of an endless stream draws
+    each beside the others; None is each once. `source` is what the rows were, for tasks that score
+    or tell by it; `dropped` counts the bad rows left out.
     """
 
     encoded: Encoded
     slots: Mapping[str, np.ndarray]
     cells: Mapping[str, np.ndarray] = field(default_factory=dict)
     units: np.ndarray | None = None
+    draws: np.ndarray | None = None
     source: Any = None
     dropped: int = 0
 
@@ -47,8 +49,9 @@ class Examples:
         """16 hex digits over tokens and what is to be learned."""
         digest = hashlib.sha256(self.encoded.fingerprint.encode())
         arrays = {"row_of": self.encoded.row_of, **self.slots, **self.cells}
-        if self.units is not None:
-            arrays["units"] = self.units
+        for name, array in (("units", self.units), ("draws", self.draws)):
+            if array is not None:
+                arrays[name] = array
         for name, array in arrays.items():
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -69,7 +72,7 @@ class Arrangement:
 
     layout: Layout = "packed"
     row_length: int | None = None
-    shapes: int = 2
+    shapes: int = 3
     words: bool = False
 
 
@@ -149,13 +152,17 @@ class Batches:
         )
 
     def permute(self, epoch: int) -> np.ndarray:
-        """The order of an epoch, int64 [examples]: a function of (seed, epoch) alone.
+        """The order of an epoch, int64 [units]: a function of (seed, epoch) alone.
 
         Sorts Philox's raw output, which numpy promises never to change (NEP 19).
         """
         key = np.array([self.seed % 2**64, epoch], np.uint64)
-        bits = np.random.Philox(key=key).random_raw(self.rows)
-        return np.argsort(bits, kind="stable")
+        stream = np.random.Philox(key=key)
+        order = np.argsort(stream.random_raw(self.rows), kind="stable")
+        if self.examples.draws is None:
+            return order
+        chosen = order[drawn(self.examples.draws[order], stream.random_raw(1)[0] / 2**64)]
+        return chosen[np.argsort(stream.random_raw(self.rows), kind="stable")]
 
     def examples_of(self, step: int) -> np.ndarray:
         """The examples of a step, int64 [N]. Raises IndexError past the end of a pass."""
@@ -189,6 +196,14 @@ class Batches:
         index, count = self.host
         share = shape[0] // count
         return {name: array[index * share : (index + 1) * share] for name, array in batch.items()}
+
+
+def drawn(weights: np.ndarray, offset: float) -> np.ndarray:
+    """Systematic sampling: N draws from N weights, each weight's draws within one of N times its
+    share; int64 [N], ascending. `offset` in [0, 1) is where the first falls."""
+    ends = np.cumsum(weights)
+    points = (np.arange(len(weights)) + offset) * (ends[-1] / len(weights))
+    return np.minimum(np.searchsorted(ends, points, side="right"), len(weights) - 1)
 
 
 def check(

@@ -22,8 +22,9 @@ CANDIDATES = 12
 # Attention's share grows with T: at this many tokens a row it costs as much as all the rest
 # (measured at a width of 384 on a CPU; wider trunks and accelerators mind less).
 ATTENTION = 512
-# Another shape is another compilation; it has to save this share of the cells.
-WORTH = 0.02
+# Another shape is another compilation; it has to save this share of the cells, and as many as this
+# number of steps has, which is about what compiling takes.
+WORTH, COMPILING = 0.02, 32
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def plan(
     *,
     layout: Layout = "packed",
     row_length: int | None = None,
-    shapes: int = 2,
+    shapes: int = 3,
     multiple: int = 1,
     every: np.ndarray | None = None,
 ) -> Plan:
@@ -165,17 +166,22 @@ def choose_length(steps: Sequence[np.ndarray], longest: int, multiple: int, shap
     for length in sorted({round_up(round(value), TILE) for value in spread}):
         rows = [extent(pack(lengths, length)[0])[0] for lengths in tried]
         needed = np.array([round_up(count, multiple) for count in rows])
-        cost = rows_spent(needed, choose_rows(needed, shapes)) * length * (1 + length / ATTENTION)
+        cost = (
+            rows_spent(needed, choose_rows(needed, shapes, len(steps)))
+            * length
+            * (1 + length / ATTENTION)
+        )
         if cost < best_cost:
             best, best_cost = length, cost
     return best
 
 
-def choose_rows(needed: np.ndarray, shapes: int) -> list[int]:
+def choose_rows(needed: np.ndarray, shapes: int, steps: int | None = None) -> list[int]:
     """Up to `shapes` values of B, ascending, that pad the fewest rows over all steps.
 
     Dynamic programming over the distinct needs: cost[k][j] is that of the first j of them with k
-    values. Fewer values are taken where more save under 2 % of all rows.
+    values. Each value has to pay for its compilation in a run of `steps` steps, of which `needed`
+    may be a sample.
     """
     values, counts = np.unique(needed, return_counts=True)
     totals = np.concatenate([[0], np.cumsum(counts)])
@@ -198,7 +204,8 @@ def choose_rows(needed: np.ndarray, shapes: int) -> list[int]:
             if j == 0:
                 break
         chosen.append(picks[::-1])
-    return next(picks for picks, best in zip(chosen, bests) if best <= bests[-1] * (1 + WORTH))
+    price = bests[-1] * max(WORTH, COMPILING / (steps or len(needed)))
+    return chosen[int(np.argmin(np.array(bests) + price * np.arange(len(bests))))]
 
 
 def rescue(largest: Shape, every: np.ndarray, count: int, multiple: int) -> list[Shape]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from research.data import cache, labels
 from research.data.batches import Arrangement, Batches, Examples
 from research.data.formats import Quoting, Row
 from research.data.pack import Layout
-from research.data.sources import Rows, read_rows, signature
-from research.data.tokenize import Encoded, Vocabulary, encode, load_tokenizer
+from research.data.sources import Rows, keep_good, read_rows, signature
+from research.data.tokenize import Encoded, Vocabulary, encode
+from research.data.vocabulary import tokenizer_of
 from research.errors import ConfigError, DataError
 
 Signature = tuple[tuple[str, int, int], ...]
@@ -27,13 +26,15 @@ class Texts:
     """Texts from rows (see `read_rows` for what `train`, `dev` and `test` may be).
 
     `text`, `pair` and `label` name columns. `labels` are the classes in order; left out, those of
-    `train`, sorted, numbers by value; with `regression` the label is a number instead. `tokenizer`
-    as for `load_tokenizer`; None takes that of the config's `init_from`. An example has at most
-    `max_length` tokens: `long` says whether a longer text is truncated or split into several
-    examples. Of `train` only the first `limit` rows are used, or `shots` of each label, drawn by
-    `shot_seed`. `words` adds word numbers to the batches. `row_length` is T, chosen by cost where
-    None, and `shapes` the most values of B. Up to `max_bad_rows` bad rows of a split are left out.
-    `cache`: where tokens are kept, by default `$GRAFT_CACHE` or ~/.cache/graft.
+    `train`, sorted, numbers by value; with `multilabel` a cell holds any number of them, divided by
+    `separator` or as a JSON list; with `regression` the label is a number, within `limits` if set.
+    `tokenizer` as for `load_tokenizer`; None takes that of the config's `init_from`. An example has
+    at most `max_length` tokens: `long` says whether a longer text is truncated or split into
+    several examples. Of `train` only the first `limit` rows are used, or `shots` of each label,
+    drawn by `shot_seed`; `resample` draws its labels more evenly (see `labels.draws`), an epoch
+    staying as long. `words` adds word numbers to the batches. `row_length` is T, chosen by cost
+    where None, and `shapes` the most values of B. Up to `max_bad_rows` bad rows of a split are left
+    out. `cache`: where tokens are kept, by default `$GRAFT_CACHE` or ~/.cache/graft.
     """
 
     train: str
@@ -44,6 +45,9 @@ class Texts:
     label: str | None = "label"
     labels: tuple[str, ...] = ()
     regression: bool = False
+    limits: tuple[float, float] | None = None
+    multilabel: bool = False
+    separator: str = ","
     columns: tuple[str, ...] = ()
     quoting: Quoting = "auto"
     tokenizer: str | None = None
@@ -52,10 +56,11 @@ class Texts:
     limit: int | None = None
     shots: int | None = None
     shot_seed: int = 0
+    resample: float = 0.0
     words: bool = False
     layout: Layout = "packed"
     row_length: int | None = None
-    shapes: int = 2
+    shapes: int = 3
     max_bad_rows: int = 0
     cache: str = ""
 
@@ -114,10 +119,16 @@ class Texts:
     def facts(self) -> dict[str, object]:
         """What a task may want to know.
 
-        `labels`, and of the tokenizer `vocab_size`, `pad_id`, `cls_id`, `sep_id`, `mask_id`,
-        `special_ids`, `continue_ids` (tokens that go on with a word) and `tokenizer_fingerprint`.
+        `labels`; of the rows of train that are used `label_counts`, how many have each label, with
+        `multilabel` `train_rows`, and for regression `label_mean`; and of the tokenizer
+        `vocab_size`, `pad_id`, `cls_id`, `sep_id`, `mask_id`, `special_ids`, `continue_ids` (tokens
+        that go on with a word) and `tokenizer_fingerprint`.
         """
-        return {"labels": self.label_names(), **self.vocabulary.facts()}
+        names = self.label_names()
+        facts: dict[str, object] = {"labels": names, **self.vocabulary.facts()}
+        if self.label is None:
+            return facts
+        return facts | labels.facts(labelled_rows(self, "train", self.signature("train"))[1], names)
 
     def text_of(self, split: str, example: int) -> Row:
         """The row that an example (the `ids` of a batch) is from, for reports."""
@@ -140,6 +151,11 @@ class Texts:
         return inferred_labels(self, self.signature("train"))
 
     @property
+    def one_label(self) -> bool:
+        """Whether every row has one class."""
+        return self.label is not None and not self.regression and not self.multilabel
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """Facts of the tokenizer."""
         return tokenizer_of(self.needed_tokenizer())[1]
@@ -157,10 +173,15 @@ class Texts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} is {value}, but must be positive")
-        if self.shots is not None and (self.label is None or self.regression):
-            raise ConfigError("data.shots needs classes: set data.label, and not data.regression")
+        if (self.shots is not None or self.resample) and not self.one_label:
+            name = "shots" if self.shots is not None else "resample"
+            raise ConfigError(
+                f"data.{name} needs classes: set data.label, and not data.regression or multilabel"
+            )
         if self.regression and self.labels:
             raise ConfigError("data.labels are given, but with data.regression there are none")
+        if self.regression and self.multilabel:
+            raise ConfigError("data.regression and data.multilabel cannot both be set")
 
     def needed_tokenizer(self) -> str:
         """The tokenizer. Raises ConfigError where none is set."""
@@ -229,9 +250,15 @@ def labelled_rows(texts: Texts, split: str, found: Signature) -> tuple[Rows, np.
     if texts.label is None:
         numbers = np.zeros(len(rows), np.int32)
     else:
+        cells = [row[texts.label] for row in rows]
         names = None if texts.regression else texts.label_names()
-        numbers, faults = labels.read([row[texts.label] for row in rows], names)
+        if names is not None and texts.multilabel:
+            numbers, faults = labels.read_many(cells, names, texts.separator)
+        else:
+            numbers, faults = labels.read(cells, names, texts.limits)
         rows, numbers = keep_good(rows, faults), numbers[[fault is None for fault in faults]]
+        if split == "train" and texts.labels:
+            labels.all_occur(numbers, texts.labels, texts.train)
     if split == "train" and texts.limit is not None:
         rows, numbers = rows.take(range(min(texts.limit, len(rows)))), numbers[: texts.limit]
     if split == "train" and texts.shots is not None:
@@ -249,12 +276,14 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
     counted = rows.take(())
     for row in encoded.blank.tolist():
         counted.drop(rows.where(row), BLANK)
+    resampled = texts.resample and split == "train"
     return Examples(
         encoded=encoded,
         slots={
             "labels": numbers[encoded.row_of],
             "weights": np.ones(len(encoded.row_of), np.float32),
         },
+        draws=labels.draws(numbers[encoded.row_of], texts.resample) if resampled else None,
         dropped=len(counted.dropped),
     )
 
@@ -263,32 +292,5 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
 def inferred_labels(texts: Texts, found: Signature) -> tuple[str, ...]:
     """The labels of all of train."""
     assert texts.label is not None
-    return labels.infer(row[texts.label] for row in usable_rows(texts, "train", found))
-
-
-def keep_good(rows: Rows, faults: Sequence[str | None]) -> Rows:
-    """The rows without a fault; the others count as bad."""
-    good = rows.take([i for i, fault in enumerate(faults) if fault is None])
-    for i, fault in enumerate(faults):
-        if fault is not None:
-            good.drop(rows.where(i), fault)
-    if not good:
-        raise DataError(f"{rows.source}:1: holds no usable rows")
-    return good
-
-
-def tokenizer_of(spec: str) -> tuple[Tokenizer, Vocabulary]:
-    """A tokenizer and its facts, loaded once a process while its files are unchanged."""
-    names = ("", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
-    paths = [Path(spec).expanduser() / name for name in names]
-    stats = [path.stat() if path.exists() else None for path in paths]
-    return loaded_tokenizer(spec, tuple(s and (s.st_size, s.st_mtime_ns) for s in stats))
-
-
-@functools.lru_cache(maxsize=4)
-def loaded_tokenizer(
-    spec: str, found: tuple[tuple[int, int] | None, ...]
-) -> tuple[Tokenizer, Vocabulary]:
-    """Loads a tokenizer."""
-    tokenizer = load_tokenizer(spec)
-    return tokenizer, Vocabulary.of(tokenizer)
+    cells = (row[texts.label] for row in usable_rows(texts, "train", found))
+    return labels.infer_many(cells, texts.separator) if texts.multilabel else labels.infer(cells)

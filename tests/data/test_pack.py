@@ -70,20 +70,34 @@ def test_an_example_longer_than_a_row_is_refused():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(1, 15), min_size=1, max_size=12), st.integers(1, 4))
-def test_row_counts_are_the_best_of_all_choices(needed, shapes):
+@given(
+    st.lists(st.integers(1, 15), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.sampled_from([40, 200, 10_000]),
+)
+def test_row_counts_are_the_best_of_all_choices_compilation_included(needed, shapes, steps):
     needed = np.array(needed)
     values = sorted(set(needed.tolist()))
-    best = min(
-        rows_spent(needed, list(sizes))
+    choices = [
+        list(sizes)
         for k in range(1, shapes + 1)
-        for sizes in itertools.combinations(values, min(k, len(values)))
+        for sizes in itertools.combinations(values, k)
         if sizes[-1] == values[-1]
-    )
-    found = choose_rows(needed, shapes)
+    ]
+    fewest = min(rows_spent(needed, sizes) for sizes in choices)
+
+    def cost(sizes: list[int]) -> float:
+        return rows_spent(needed, sizes) + len(sizes) * fewest * max(0.02, 32 / steps)
+
+    found = choose_rows(needed, shapes, steps)
     assert len(found) <= shapes
-    assert found[-1] == values[-1]
-    assert rows_spent(needed, found) <= best * 1.02
+    assert cost(found) == pytest.approx(min(map(cost, choices)))
+
+
+def test_a_short_run_is_not_worth_a_second_compilation():
+    needed = np.array([1, 9] * 5)
+    assert choose_rows(needed, 2) == [9]
+    assert choose_rows(needed, 2, 10_000) == [1, 9]
 
 
 steps_of = st.lists(

@@ -105,9 +105,11 @@ def shapes(task) -> dict:
     return jax.eval_shape(initial, jax.random.key(0))
 
 
-def constant(tree, value: float = 0.5) -> dict:
-    """Initial values that are told apart from every weight of a file."""
-    return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), tree)
+def constant(tree, value: float = 0.5):
+    """Draws initial values that are told apart from every weight of a file."""
+    flat = flatten_dict(tree, sep="/")
+    made = {path: np.full(leaf.shape, value, leaf.dtype) for path, leaf in flat.items()}
+    return lambda paths: {path: made[path] for path in paths}
 
 
 def load(directory: Path, task, **options):

@@ -87,8 +87,9 @@ def load(directory: Path, task, batch):
         return task.init({"params": key, "noise": key}, batch, train=False)["params"]
 
     abstract = jax.eval_shape(initial, jax.random.key(0))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-    return pretrained.load(directory, abstract, fresh=zeros)
+    flat = flatten_dict(abstract, sep="/")
+    zeros = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
+    return pretrained.load(directory, abstract, fresh=lambda paths: {p: zeros[p] for p in paths})
 
 
 def run(task, params, batch, method, **options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from research.models.pretrained.family import Source
 from research.models.pretrained.tensors import Tensors
 
 Tree = Mapping[str, Any]
+Draw = Callable[[Sequence[str]], Mapping[str, jax.Array]]
 
 # What a source may lack: everything outside the trunk, and BERT's pooler.
 OUTSIDE_TRUNK = r"^(?!backbone/)|^backbone/pooler/"
@@ -57,21 +58,20 @@ def load(
     directory: Path,
     abstract_params: Tree,
     *,
-    fresh: Tree,
+    fresh: Draw,
     allow: str = OUTSIDE_TRUNK,
     skip: str = "$^",
 ) -> tuple[dict[str, Any], Account]:
     """The parameters of `abstract_params` (ShapeDtypeStruct, with sharding or without) from a
     directory, and the account of it.
 
-    `fresh` gives initial values, in the same tree, to what the directory lacks; it may lack only
-    paths that the regex `allow` finds. Paths that `skip` finds are drawn anew in any case: a head
+    `fresh` draws the parameters, by path, that the directory lacks; it may lack only paths that
+    the regex `allow` finds. Paths that `skip` finds are drawn anew in any case: a head
     for other labels, say. Raises ConfigError naming parameter and tensor for shapes that differ.
     """
     family, config = family_of(directory)
     spec = family.to_spec(config)
     abstract = flatten_dict(abstract_params, sep="/")
-    values = flatten_dict(fresh, sep="/")
     params: dict[str, Any] = {}
     loaded: dict[str, tuple[str, ...]] = {}
     with Tensors(directory) as tensors:
@@ -84,7 +84,6 @@ def load(
                 if not re.search(allow, path) and not re.search(skip, path):
                     wanted = sources[0].names[0] if sources else f"no tensor of {family.name}"
                     raise ConfigError(f"{directory}: lacks parameter {path} ({wanted})")
-                params[path] = values[path]
                 continue
             params[path], loaded[path] = load_one(tensors, names, source, path, leaf)
             ignored += [names[n] for other in present[1:] for n in other.names if n in names]
@@ -99,7 +98,13 @@ def load(
         unused=tuple(n for n in sorted(tensors.files) if n not in used and n not in ignored),
         ignored=tuple(sorted(ignored)),
     )
-    return unflatten_dict(params, sep="/"), account
+    return complete(params, account, fresh), account
+
+
+def complete(loaded: dict[str, jax.Array], account: Account, fresh: Draw) -> dict[str, Any]:
+    """The tree of what was loaded and of what is drawn anew."""
+    drawn = fresh(account.fresh) if account.fresh else {}
+    return unflatten_dict(loaded | dict(drawn), sep="/")
 
 
 def load_one(
@@ -125,19 +130,18 @@ def load_one(
 
 
 def transfer(
-    source: Tree, abstract_params: Tree, *, fresh: Tree, allow: str = OUTSIDE_TRUNK
+    source: Tree, abstract_params: Tree, *, fresh: Draw, allow: str = OUTSIDE_TRUNK
 ) -> tuple[dict[str, Any], Account]:
     """The trunk of another run, whose parameters `source` are arrays by the same paths; all else
-    is `fresh`. Raises ConfigError naming a parameter of the trunk that is missing or differs in
-    shape.
+    is drawn by `fresh`. Raises ConfigError naming a parameter of the trunk that is missing or
+    differs in shape.
     """
     abstract = flatten_dict(abstract_params, sep="/")
-    old, values = flatten_dict(source, sep="/"), flatten_dict(fresh, sep="/")
+    old = flatten_dict(source, sep="/")
     params: dict[str, Any] = {}
     loaded: dict[str, tuple[str, ...]] = {}
     for path, leaf in abstract.items():
         if not path.startswith("backbone/") or (path not in old and re.search(allow, path)):
-            params[path] = values[path]
             continue
         if path not in old:
             raise ConfigError(f"the run to start from lacks parameter {path}")
@@ -155,4 +159,4 @@ def transfer(
         fresh=tuple(path for path in abstract if path not in loaded),
         unused=tuple(sorted(old.keys() - loaded.keys())),
     )
-    return unflatten_dict(params, sep="/"), account
+    return complete(params, account, fresh), account
