@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from research import sharding
-from research.errors import PreemptedError
+from research.errors import ConfigError, PreemptedError
 from research.programs import Program
 
 
@@ -56,10 +56,15 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The task's own loss and scores on a split."""
+    """The task's own loss and scores on a split.
+
+    `tune` sets the task's thresholds to those that serve this split best: they are among its
+    scores, and a finished run predicts by them.
+    """
 
     split: str = "dev"
     batch_size: int = 128
+    tune: bool = False
 
     @property
     def name(self) -> str:
@@ -67,13 +72,21 @@ class HeldOut:
         return self.split
 
     def prepare(self, model: Model) -> None:
-        """Opens the split."""
+        """Opens the split. Raises ConfigError for a task that has nothing to tune."""
+        if self.tune and not hasattr(model.task, "tuned"):
+            raise ConfigError(
+                f"evals: tune is set, but {type(model.task).__name__} has no threshold"
+            )
         model.open(self.split, self.batch_size)
 
     def __call__(self, model: Model) -> Scores:
         batches = model.open(self.split, self.batch_size)
         means, outputs = forward(model, batches)
-        numbers, details = model.task.score(means, outputs, batches.examples)
+        tuned = model.task.tuned(outputs) if self.tune else {}
+        task = model.task.clone(**tuned)
+        numbers, details = task.score(means, outputs, batches.examples)
+        if tuned:
+            details["tuned"] = tuned
         for mistake in details.get("mistakes", ()):
             mistake["text"] = model.data.quote(self.split, mistake["id"])
         return Scores(numbers, details)

@@ -85,16 +85,23 @@ def accuracy(matrix: npt.NDArray[np.int64]) -> float:
     return float(_ratio(np.trace(matrix), matrix.sum(), math.nan))
 
 
-def precision_recall_f1(
-    matrix: npt.NDArray[np.int64],
+def rates(
+    hits: Numbers, predicted: Numbers, labelled: Numbers
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Precision, recall and F1, each [C], of a confusion matrix [C, C]; 0 where undefined."""
-    hits, predicted, labelled = np.diagonal(matrix), matrix.sum(0), matrix.sum(1)
+    """Precision, recall and F1 of counts of any one shape; 0 where undefined."""
+    hits, predicted, labelled = (np.asarray(n, np.int64) for n in (hits, predicted, labelled))
     return (
         _ratio(hits, predicted, 0.0),
         _ratio(hits, labelled, 0.0),
         _ratio(2 * hits, predicted + labelled, 0.0),
     )
+
+
+def precision_recall_f1(
+    matrix: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Precision, recall and F1, each [C], of a confusion matrix [C, C]; 0 where undefined."""
+    return rates(np.diagonal(matrix), matrix.sum(0), matrix.sum(1))
 
 
 def macro_f1(matrix: npt.NDArray[np.int64]) -> float:

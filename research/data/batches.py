@@ -29,7 +29,7 @@ class Examples:
     """Encoded texts with what is to be learned of each.
 
     `slots`: arrays [examples, ...] that a batch holds as [B, M, ...], 0 at empty places; `cells`:
-    arrays [tokens] that it holds as [B, T], -1 at padding. `units` int64 [examples], ascending,
+    arrays [tokens, ...] that it holds as [B, T, ...], -1 at padding. `units` int64 [examples], ascending,
     keeps examples together (the texts of a pair): an order shuffles units, and `batch_size` counts
     them; None is one each. `draws` float64 [units] is how often an epoch of an endless stream draws
     each beside the others; None is each once. `source` is what the rows were, for tasks that score
@@ -239,9 +239,9 @@ def fill(
     slot = slots_of(row, start)
 
     def cells(values: np.ndarray, empty: int = 0) -> np.ndarray:
-        array = np.full(rows * length, empty, np.int32)
+        array = np.full((rows * length, *values.shape[1:]), empty, np.int32)
         array[target] = values
-        return array.reshape(rows, length)
+        return array.reshape(rows, length, *values.shape[1:])
 
     def slots(values: np.ndarray, dtype: Any = np.int32, empty: int = 0) -> np.ndarray:
         array = np.full((rows, places, *values.shape[1:]), empty, dtype)

@@ -7,6 +7,7 @@ A row is a dict of texts. A damaged one is an error that names file, line and re
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import glob
 import gzip
 import io
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, cast, overload
 
 from research.data import stdlib, tfds
+from research.data.conll import parse_conll
 from research.data.formats import (
     Bad,
     Format,
@@ -40,6 +42,7 @@ PARSERS: dict[Format, Callable[[str, IO[bytes], Layout], Parsed]] = {
     "csv": parse_table,
     "tsv": parse_table,
     "txt": parse_txt,
+    "conll": parse_conll,
 }
 DECOMPRESS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
@@ -109,11 +112,23 @@ class Rows(Sequence[Row]):
         return chosen
 
 
+def keep_good(rows: Rows, faults: Sequence[str | None]) -> Rows:
+    """The rows without a fault; the others count as bad."""
+    good = rows.take([i for i, fault in enumerate(faults) if fault is None])
+    for i, fault in enumerate(faults):
+        if fault is not None:
+            good.drop(rows.where(i), fault)
+    if not good:
+        raise DataError(f"{rows.source}:1: holds no usable rows")
+    return good
+
+
 def read_rows(
     source: str,
     *,
     columns: tuple[str, ...] = (),
     need: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
     quoting: Quoting = "auto",
     max_bad_rows: int = 0,
 ) -> Rows:
@@ -121,13 +136,14 @@ def read_rows(
 
     A source is a path, a glob, several of them joined by commas, `tfds:NAME[/CONFIG]:SPLIT`, or
     `stdlib:passages`, `stdlib:areas-train`, `stdlib:areas-dev`. A file's suffix says its format:
-    .jsonl, .json, .csv, .tsv, .txt, each also .gz, .xz, .bz2 or inside a .zip; `tsv:PATH` says it
+    .jsonl, .json, .csv, .tsv, .txt, .conll, each also .gz, .xz, .bz2 or inside a .zip; `tsv:PATH` says it
     where the suffix does not. `columns` names the columns of files without a header, `need` those
-    that are kept and that every row must have. Unquoted is what tsv is by default, as in GLUE.
+    that are kept and that every row must have; a column in `lists` may hold lists of texts, which
+    come as JSON. Unquoted is what tsv is by default, as in GLUE.
 
     Raises DataError "file:line: reason", and ConfigError for a source that makes no sense.
     """
-    layout = Layout("txt", columns, quoting, need)
+    layout = Layout("txt", columns, quoting, need, lists)
     rows = Rows(source, max_bad_rows)
     for name, line, row in read(source, layout):
         if isinstance(row, Bad):
@@ -166,7 +182,7 @@ def files_of(source: str) -> list[tuple[Path, Format | None]]:
         raise ConfigError("data: the source of a split is empty; expected a path")
     found: list[tuple[Path, Format | None]] = []
     for part in [source] if "\0" not in source and Path(source).exists() else source.split(","):
-        prefix = re.match(r"(jsonl|json|csv|tsv|txt):", part)
+        prefix = re.match(rf"({'|'.join(PARSERS)}):", part)
         format = cast(Format, prefix[1]) if prefix else None
         pattern = part[prefix.end() :] if prefix else part
         found += [(path, format) for path in match(pattern.strip())]
@@ -236,7 +252,7 @@ def read_stream(
         )
     if compression:
         file = io.BufferedReader(DECOMPRESS[compression](file))
-    given = Layout(format, layout.columns, layout.quoting, layout.need)
+    given = dataclasses.replace(layout, format=format)
     for line, row in PARSERS[format](name, file, given):
         yield name, line, row
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -269,3 +270,20 @@ def write(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
+
+
+def tokenizer_of(spec: str) -> tuple[Tokenizer, Vocabulary]:
+    """A tokenizer and its facts, loaded once a process while its files are unchanged."""
+    names = ("", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    paths = [Path(spec).expanduser() / name for name in names]
+    stats = [path.stat() if path.exists() else None for path in paths]
+    return loaded_tokenizer(spec, tuple(s and (s.st_size, s.st_mtime_ns) for s in stats))
+
+
+@functools.lru_cache(maxsize=4)
+def loaded_tokenizer(
+    spec: str, found: tuple[tuple[int, int] | None, ...]
+) -> tuple[Tokenizer, Vocabulary]:
+    """Loads a tokenizer."""
+    tokenizer = load_tokenizer(spec)
+    return tokenizer, Vocabulary.of(tokenizer)

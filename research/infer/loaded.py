@@ -19,7 +19,8 @@ from research.evaluate import Model
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a run directory holds. The tokenizer is the run's own copy."""
+    """What a run directory holds. The tokenizer is the run's own copy, and the task has what its
+    evaluators tuned."""
 
     path: Path
     config: Config
@@ -51,4 +52,9 @@ def load(path: str | Path) -> Loaded:
     if getattr(config.data, "tokenizer", None) is not None:
         data = dataclasses.replace(config.data, tokenizer=str(path / "tokenizer"))
         config = dataclasses.replace(config, data=data)
+    details = (runs.read_result(path) or {}).get("details", {})
+    for found in details.values():
+        config = dataclasses.replace(
+            config, task=config.task.clone(**build(found.get("tuned", {})))
+        )
     return Loaded(path, config, jax.tree.map(np.asarray, params))
