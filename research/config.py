@@ -78,11 +78,6 @@ class Config:
             raise ConfigError(
                 f"config: name {self.name!r} must be letters, digits, . + = - or _, with / between"
             )
-        if self.microbatches > 1 and getattr(self.task, "whole_batch", False):
-            raise ConfigError(
-                f"config: microbatches is {self.microbatches}, but {type(self.task).__name__} "
-                "compares examples of the whole batch"
-            )
         if self.patience is not None and self.track is None:
             raise ConfigError("config: patience needs track, the metric to watch")
 

@@ -34,9 +34,10 @@ def resolve(config: Config) -> Config:
     config.check()
     task, data = config.task, config.data
     if config.microbatches > 1 and getattr(task, "whole_batch", False):
+        instead = ": use task.chunks, which bounds the memory and changes nothing"
         raise ConfigError(
-            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares all "
-            "examples of a batch: use task.chunks, which bounds the memory and changes nothing"
+            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares the "
+            f"examples of a whole batch{instead if hasattr(task, 'chunks') else ''}"
         )
     if getattr(data, "tokenizer", "") is None:
         data = dataclasses.replace(data, tokenizer=tokenizer_of(needed(config, "data.tokenizer")))
