@@ -36,8 +36,8 @@ def resolve(config: Config) -> Config:
     if config.microbatches > 1 and getattr(task, "whole_batch", False):
         instead = ": use task.chunks, which bounds the memory and changes nothing"
         raise ConfigError(
-            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares the "
-            f"examples of a whole batch{instead if hasattr(task, 'chunks') else ''}"
+            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares all "
+            f"examples of a batch{instead if hasattr(task, 'chunks') else ''}"
         )
     if getattr(data, "tokenizer", "") is None:
         data = dataclasses.replace(data, tokenizer=tokenizer_of(needed(config, "data.tokenizer")))
@@ -94,11 +94,6 @@ def open_training(config: Config, mesh: Mesh) -> Any:
     )
 
 
-def abstract_batch(batches: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the first batch."""
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batches.batch(0).items()}
-
-
 def initialize(task: nn.Module, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, Any]:
     """Parameters from scratch, as a nested dict."""
     return task.init({"params": key, "noise": key}, batch, train=False)["params"]
@@ -152,5 +147,5 @@ def examine(config: Config) -> dict[str, Any]:
     config = resolve(config)
     mesh = config.mesh.build()
     batches = open_training(config, mesh)
-    params = abstract_params(config.task, abstract_batch(batches), mesh)
+    params = abstract_params(config.task, sharding.abstract_rows(batches.batch(0), mesh), mesh)
     return audit.audit(config, params, mesh, batches)
