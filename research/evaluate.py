@@ -82,7 +82,7 @@ class HeldOut:
     def __call__(self, model: Model) -> Scores:
         batches = model.open(self.split, self.batch_size)
         means, outputs = forward(model, batches)
-        tuned = model.task.tuned(outputs) if self.tune else {}
+        tuned = model.task.tuned(outputs, batches.examples) if self.tune else {}
         task = model.task.clone(**tuned)
         numbers, details = task.score(means, outputs, batches.examples)
         if tuned:

@@ -127,7 +127,7 @@ class Classify(Pooled):
             return probabilities.argmax(-1)
         return (probabilities[:, 1] >= self.threshold).astype(np.int64)
 
-    def tuned(self, outputs: dict[str, Any]) -> dict[str, Any]:
+    def tuned(self, outputs: dict[str, Any], examples: Examples) -> dict[str, Any]:
         """The fields that serve these examples best: the threshold. Raises ConfigError where the
         labels are not two."""
         if len(self.labels) != 2:

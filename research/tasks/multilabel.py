@@ -70,7 +70,7 @@ class MultiLabel(Pooled):
         """`probabilities` float32 [B, M, C]."""
         return {"probabilities": jax.nn.sigmoid(self.logits(batch))}
 
-    def tuned(self, outputs: dict[str, Any]) -> dict[str, Any]:
+    def tuned(self, outputs: dict[str, Any], examples: Examples) -> dict[str, Any]:
         """The fields that serve these examples best: the thresholds."""
         yes, table = outputs["labels"] > 0, outputs["probabilities"]
         if not self.tune_each:

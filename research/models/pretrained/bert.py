@@ -109,6 +109,7 @@ FAMILY = Family(
             rules=dense("head", "classifier"),
             facts=classification,
         ),
+        "Answer": Architecture(name="BertForQuestionAnswering", rules=dense("span", "qa_outputs")),
         "MaskedLM": Architecture(
             name="BertForMaskedLM",
             rules=(

@@ -1,0 +1,27 @@
+"""SQuAD 2.0: which words of a passage answer a question, if any? (Rajpurkar et al., 2018)
+
+    launch.py train configs/squad2.py --init-from DIR      DIR: any BERT, from Hugging Face
+    ... --data.train dev-v2.0.json.xz                      one file: a fifth of its articles is dev
+    ... --data.train train-v2.0.json --data.dev dev-v2.0.json
+
+Device: one GPU; two CPU cores for a subset (--data.limit 1000).
+"""
+
+from research.config import Config
+from research.data.questions import Questions
+from research.evaluate import HeldOut
+from research.optim import Optim
+from research.tasks.answer import Answer
+
+
+def config() -> Config:
+    return Config(
+        name="squad2",
+        task=Answer(),
+        data=Questions(train="train-v2.0.json", holdout=0.2, max_length=384, stride=128),
+        optim=Optim(learning_rate=5e-5, schedule="linear", warmup=0.1, weight_decay=0.01),
+        epochs=2,
+        batch_size=32,
+        evals=(HeldOut(split="dev", tune=True),),
+        track="dev/f1",
+    )
