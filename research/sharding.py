@@ -120,6 +120,15 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def abstract_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of what `put` makes of a batch."""
+    where, hosts = NamedSharding(mesh, PartitionSpec(ROWS)), jax.process_count()
+    return {
+        name: jax.ShapeDtypeStruct((hosts * x.shape[0], *x.shape[1:]), x.dtype, sharding=where)
+        for name, x in batch.items()
+    }
+
+
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of a batch, as global arrays spread over the mesh."""
     sharding = NamedSharding(mesh, PartitionSpec(ROWS))

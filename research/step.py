@@ -43,10 +43,12 @@ def init_state(
 def abstract_state(
     optim: Optim, adapt: Strategy, steps: int, params: Any, mesh: Mesh
 ) -> tuple[Any, Callable[[Any], TrainState]]:
-    """Shapes and shardings of the state, and the function that makes it of parameters."""
+    """Shapes and shardings of the state, and the function that turns parameters into it."""
     rules = adapt.rules(flatten_dict(params, sep="/"))
     create = functools.partial(init_state, tx=optim.build(steps, rules), rules=rules)
-    return sharding.shard(jax.eval_shape(create, params), mesh), create
+    abstract = sharding.shard(jax.eval_shape(create, params), mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return abstract, jax.jit(create, out_shardings=shardings, donate_argnums=0)
 
 
 def train_step(

@@ -82,39 +82,41 @@ class Loop:
             self.batches = initialize.open_training(config, mesh)
             for evaluator in config.evals:
                 evaluator.prepare(self.model(None))
-        with clock.phase("startup"):
-            self.checkpoints = Checkpoints(
-                directory.path / "checkpoints", config.keep, report=journal.say
-            )
-            self.state = self.begin()
-        self.step = int(self.state.step)
         self.key = jax.random.key(config.seed)
         self.program = make_step(
             config.task, config.optim, config.adapt, self.steps, config.microbatches
         )
+        batch = sharding.abstract_rows(self.batches.batch(0), mesh)
+        params = initialize.abstract_params(config.task, batch, mesh)
+        # Before there is a state: compiling takes as much memory as most states do.
+        with clock.phase("compile"):
+            state, create = abstract_state(config.optim, config.adapt, self.steps, params, mesh)
+            self.program.compiled(state, batch, self.key)
+        with clock.phase("startup"):
+            audit.write(directory, config, params, mesh, self.batches)
+            self.checkpoints = Checkpoints(
+                directory.path / "checkpoints", config.keep, report=journal.say
+            )
+            self.state = self.restore(state) or create(
+                initialize.starting_params(config, params, batch, journal.say)
+            )
+        self.step = int(self.state.step)
         self.first_step = 0.0
         self.rate = config.optim.rate(self.steps)
         every = math.ceil(self.batches.rows / config.batch_size)
         self.eval_every = config.eval_every or every
         self.save_every = config.save_every or self.eval_every
 
-    def begin(self) -> TrainState:
-        """The state this run goes on from: its own, or one made of the config's parameters."""
-        config, batch = self.config, initialize.abstract_batch(self.batches)
-        params = initialize.abstract_params(config.task, batch, self.mesh)
-        abstract, create = abstract_state(config.optim, config.adapt, self.steps, params, self.mesh)
-        audit.write(self.directory, config, params, self.mesh, self.batches)
+    def restore(self, abstract: TrainState) -> TrainState | None:
+        """The state of this run's newest checkpoint, None where there is none."""
         restored = self.checkpoints.restore(abstract)
         if restored is None:
             self.directory.truncate_metrics(-1)
-        else:
-            results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)
-            self.journal.recall(restored.meta["journal"], restored.step)
-            self.journal.say(f"resumed at step {restored.step}")
-            return restored.state
-        start = initialize.starting_params(config, params, batch, self.journal.say)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return jax.jit(create, out_shardings=shardings, donate_argnums=0)(start)
+            return None
+        results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)
+        self.journal.recall(restored.meta["journal"], restored.step)
+        self.journal.say(f"resumed at step {restored.step}")
+        return restored.state
 
     def run(self) -> dict[str, Any]:
         """Steps to the end; returns what result.json holds."""
