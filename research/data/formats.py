@@ -12,7 +12,7 @@ from typing import IO, Literal
 from research.errors import DataError
 
 Row = dict[str, str]
-Format = Literal["jsonl", "json", "csv", "tsv", "txt"]
+Format = Literal["jsonl", "json", "csv", "tsv", "txt", "conll"]
 Quoting = Literal["auto", "csv", "none"]
 
 # No text of a data set is this long; without a bound, a damaged or hostile file fills the memory.
@@ -36,13 +36,15 @@ class Layout:
     """How the bytes of a file are rows.
 
     `columns` names the columns of a file without a header; `need`, where not empty, are the only
-    columns kept, and a row without one of them is bad.
+    columns kept, and a row without one of them is bad. A column in `lists` may hold lists of texts
+    where the format has lists: they come as JSON.
     """
 
     format: Format
     columns: tuple[str, ...] = ()
     quoting: Quoting = "auto"
     need: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
 
 
 Parsed = Iterator[tuple[int, Row | Bad]]

@@ -25,7 +25,7 @@ def parse_jsonl(name: str, file: IO[bytes], layout: Layout) -> Parsed:
         except (ValueError, RecursionError) as error:
             yield number, Bad(f"broken JSON: {complaint(error)}")
             continue
-        yield number, json_row(value, layout.need)
+        yield number, json_row(value, layout.need, layout.lists)
 
 
 def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
@@ -53,7 +53,7 @@ def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
             value, end = DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}:{line}: broken JSON: {complaint(error)}") from None
-        yield line, json_row(value, layout.need)
+        yield line, json_row(value, layout.need, layout.lists)
         position = skip_space(text, end)
         if text.startswith(",", position):
             position = skip_space(text, position + 1)
@@ -115,8 +115,9 @@ DECODER = json.JSONDecoder(
 )
 
 
-def json_row(value: Any, need: tuple[str, ...]) -> Row | Bad:
-    """The texts, numbers and truth values of a JSON object."""
+def json_row(value: Any, need: tuple[str, ...], lists: tuple[str, ...] = ()) -> Row | Bad:
+    """The texts, numbers and truth values of a JSON object; of the columns in `lists` also lists of
+    texts, as JSON."""
     if isinstance(value, Bad):
         return value
     if not isinstance(value, dict):
@@ -133,6 +134,8 @@ def json_row(value: Any, need: tuple[str, ...]) -> Row | Bad:
             if half_pair(inner):
                 return Bad(f"{key!r} holds half a surrogate pair")
             row[key] = inner
+        elif key in lists and isinstance(inner, list) and all(isinstance(x, str) for x in inner):
+            row[key] = json.dumps(inner, ensure_ascii=False)
         elif key in need:
             return Bad(f"{key!r} is {json_type(inner)}, not a text or a number")
     missing = [column for column in need if column not in row]
