@@ -147,6 +147,19 @@ def bars(title: str, values: Mapping[str, Summary | float], *, ylabel: str) -> s
     return drawn[0]
 
 
+def scatter(title: str, x: npt.ArrayLike, y: npt.ArrayLike, *, xlabel: str, ylabel: str) -> str:
+    """Points (x, y), both [N] and of one scale, with the line on which they are equal."""
+    across, up = _finite(x), _finite(y)
+    with _figure(4.2, 4.0) as (figure, drawn):
+        axes = figure.add_subplot()
+        both = np.concatenate([across, up])
+        ends = (float(np.nanmin(both)), float(np.nanmax(both)))
+        axes.plot(ends, ends, color=FAINT, linewidth=1.2, zorder=1)
+        axes.scatter(across, up, s=12, alpha=0.45, color=COLORS[0], linewidths=0)
+        _name(axes, title, xlabel, ylabel)
+    return drawn[0]
+
+
 def confusion_matrix(
     matrix: npt.ArrayLike, labels: Sequence[str], *, title: str = "Confusion matrix"
 ) -> str:

@@ -1,4 +1,4 @@
-"""The parts of a run's page: curves, metrics, classes, mistakes, time, audit."""
+"""The parts of a run's page: curves, metrics, details of a split, time, audit."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from research import metrics
-from research.study import plot
+from research.study import plot, predictions
 from research.study.curves import ends, noisy
-from research.study.page import Beside, Block, Details, Facts, Figure, Text
+from research.study.page import Block, Details, Facts, Figure, Text
 from research.study.plot import Series
 from research.study.records import Record, flatten, number
 from research.study.table import Cell, Table
 
-SHOWN_MISTAKES = 20
-SHOWN_CONFUSIONS = 15
 COUNTERS = ("examples", "tokens", "skipped")
 
 
@@ -84,66 +80,19 @@ def metric_table(record: Record) -> Table:
     return Table("", ("metric", *splits), rows)
 
 
-def class_blocks(split: str, details: dict[str, Any]) -> list[Block]:
-    """Of a split's details: scores by class, the confusion matrix, what is most confused."""
-    labels = [str(label) for label in details["labels"]]
-    matrix = np.asarray(details["confusion"], np.int64)
-    precision, recall, f1 = metrics.precision_recall_f1(matrix)
-    rows = tuple(
-        (label, int(count), float(p), float(r), float(f))
-        for label, count, p, r, f in zip(labels, matrix.sum(1), precision, recall, f1)
-    )
-    columns = ("class", "examples", "precision", "recall", "F1")
-    by_class = Table("", columns, rows)
-    drawn = plot.confusion_matrix(matrix, labels, title=f"Confusion matrix, {split}")
-    caption = f"{split}: rows are labels, columns predictions, shaded by share of the row."
-    if len(labels) <= 10:
-        return [Beside([Figure(drawn, caption), by_class])]
-    folded = Details(f"{split}: {len(labels)} classes one by one", [by_class])
-    return [Figure(drawn, caption, wide=True), *confused_pairs(matrix, labels), folded]
-
-
-def confused_pairs(matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> list[Block]:
-    """The largest cells off the diagonal, for a matrix too large to search by eye."""
-    off = matrix * ~np.eye(len(matrix), dtype=bool)
-    if len(labels) <= 10 or not off.any():
-        return []
-    largest = np.argsort(off, axis=None, kind="stable")[::-1][:SHOWN_CONFUSIONS]
-    rows = tuple(
-        (labels[row], labels[column], int(off[row, column]), float(off[row, column] / total))
-        for row, column in zip(*np.unravel_index(largest, off.shape))
-        if off[row, column] and (total := matrix[row].sum())
-    )
-    columns = ("label", "predicted", "examples", "share of label")
-    return [Table("Most often confused", columns, rows)]
-
-
-def mistake_table(mistakes: Sequence[dict[str, Any]]) -> Table:
-    """The wrong predictions the model was surest of."""
-    surest = sorted(mistakes, key=lambda mistake: -number(mistake["probability"]))
-    rows = tuple(
-        (
-            number(mistake["probability"]),
-            str(mistake["label"]),
-            str(mistake["prediction"]),
-            _cut(mistake.get("text", ""), 300),
-        )
-        for mistake in surest[:SHOWN_MISTAKES]
-    )
-    columns = ("probability", "label", "predicted", "text")
-    return Table("Most confident mistakes", columns, rows)
-
-
 def detail_blocks(split: str, details: dict[str, Any]) -> list[Block]:
     """All that a split's details hold: the known kinds drawn, others as tables of their leaves."""
     rest = dict(details)
     blocks: list[Block] = []
     if "labels" in rest and "confusion" in rest:
-        blocks += class_blocks(split, rest)
-        del rest["labels"], rest["confusion"]
+        blocks += predictions.class_blocks(split, rest)
+        for name in ("labels", "confusion", "pr_auc"):
+            rest.pop(name, None)
+    if "points" in rest:
+        blocks.append(predictions.scatter(split, rest.pop("points")))
     mistakes = rest.pop("mistakes", None)
     if mistakes:
-        blocks.append(mistake_table(mistakes))
+        blocks.append(predictions.mistake_table(mistakes))
     for name, value in rest.items():
         blocks += _unknown(name, value)
     return blocks
@@ -236,10 +185,6 @@ def leaf(value: Any) -> Cell:
     if isinstance(value, list):
         return ", ".join(str(item) for item in value) or None
     return str(value) if value else None
-
-
-def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
 
 
 def unfinished(record: Record) -> list[Block]:

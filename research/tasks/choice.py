@@ -100,5 +100,5 @@ def questions(
 ) -> Iterator[tuple[int, tuple[str, ...], np.ndarray]]:
     """Of each question its first example, the names of its choices and their probabilities."""
     for question, first in enumerate(examples.bounds[:-1].tolist()):
-        names = examples.source[question]
+        names, _ = examples.source[question]
         yield first, names, outputs["probabilities"][first : first + len(names)]
