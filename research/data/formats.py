@@ -37,7 +37,8 @@ class Layout:
 
     `columns` names the columns of a file without a header; `need`, where not empty, are the only
     columns kept, and a row without one of them is bad. A column in `lists` may hold lists of texts
-    where the format has lists: they come as JSON.
+    where the format has lists: they come as JSON. `inside` is the member of an archive, or the key
+    of a JSON object, that is read alone.
     """
 
     format: Format
@@ -45,6 +46,7 @@ class Layout:
     quoting: Quoting = "auto"
     need: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    inside: str = ""
 
 
 Parsed = Iterator[tuple[int, Row | Bad]]

@@ -25,13 +25,14 @@ def parse_jsonl(name: str, file: IO[bytes], layout: Layout) -> Parsed:
         except (ValueError, RecursionError) as error:
             yield number, Bad(f"broken JSON: {complaint(error)}")
             continue
-        yield number, json_row(value, layout.need, layout.lists)
+        yield number, json_row(named(value, layout.columns), layout.need, layout.lists)
 
 
 def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
     """A list of JSON objects, or one object in the format of SQuAD, whose questions are the rows.
 
-    What is broken between two objects of the list, or anywhere in the one, ends the reading.
+    With `layout.inside` it is the list under that key of one object. What is broken between two
+    objects of the list, or anywhere in the one, ends the reading.
     """
     raw = file.read(LARGEST_JSON + 1)
     if len(raw) > LARGEST_JSON:
@@ -42,7 +43,10 @@ def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
     if not text.strip():
         return
     line, counted, position = 1, 0, skip_space(text, 0)
-    if text.startswith("{", position):
+    if layout.inside:
+        position = find_part(name, text, position, layout.inside)
+        line, counted = 1 + text.count("\n", 0, position), position
+    elif text.startswith("{", position):
         yield from squad.questions(name, text, whole(name, text), layout.need)
         return
     expect(name, text, position, "[", "a list of objects", line)
@@ -53,7 +57,7 @@ def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
             value, end = DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}:{line}: broken JSON: {complaint(error)}") from None
-        yield line, json_row(value, layout.need, layout.lists)
+        yield line, json_row(named(value, layout.columns), layout.need, layout.lists)
         position = skip_space(text, end)
         if text.startswith(",", position):
             position = skip_space(text, position + 1)
@@ -61,8 +65,38 @@ def parse_json(name: str, file: IO[bytes], layout: Layout) -> Parsed:
                 raise DataError(f"{name}:{line}: broken JSON: a comma before the closing bracket")
         else:
             expect(name, text, position, "]", "a comma or the closing bracket", line)
-    if rest := text[position + 1 :].strip():
+    if (rest := text[position + 1 :].strip()) and not layout.inside:
         raise DataError(f"{name}:{line}: broken JSON: {rest[:20]!r} after the list")
+
+
+def find_part(name: str, text: str, position: int, key: str) -> int:
+    """Where the value of `key` begins in the object that begins at `position`."""
+    expect(name, text, position, "{", f"an object with {key!r}", 1)
+    position, keys = skip_space(text, position + 1), []
+    while text.startswith('"', position):
+        line = 1 + text.count("\n", 0, position)
+        try:
+            found, end = DECODER.raw_decode(text, position)
+            expect(name, text, end := skip_space(text, end), ":", "a colon", line)
+            position = skip_space(text, end + 1)
+            if found == key:
+                return position
+            end = DECODER.raw_decode(text, position)[1]
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{line}: broken JSON: {complaint(error)}") from None
+        keys.append(found)
+        position = skip_space(text, end)
+        position = skip_space(text, position + text.startswith(",", position))
+    raise DataError(f"{name}:1: no key {key!r} among {', '.join(keys)[:200]}")
+
+
+def named(value: Any, columns: tuple[str, ...]) -> Any:
+    """A list as the object that `columns` make of it; anything else as it is."""
+    if not isinstance(value, list) or not columns:
+        return value
+    if len(value) != len(columns):
+        return Bad(f"{len(value)} columns, expected {len(columns)}")
+    return dict(zip(columns, value))
 
 
 def whole(name: str, text: str) -> Any:

@@ -7,7 +7,6 @@ A row is a dict of texts. A damaged one is an error that names file, line and re
 from __future__ import annotations
 
 import bz2
-import dataclasses
 import glob
 import gzip
 import io
@@ -17,7 +16,7 @@ import zipfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast, overload
 
@@ -136,10 +135,11 @@ def read_rows(
 
     A source is a path, a glob, several of them joined by commas, `tfds:NAME[/CONFIG]:SPLIT`, or
     `stdlib:passages`, `stdlib:areas-train`, `stdlib:areas-dev`. A file's suffix says its format:
-    .jsonl, .json, .csv, .tsv, .txt, .conll, each also .gz, .xz, .bz2 or inside a .zip; `tsv:PATH` says it
-    where the suffix does not. `columns` names the columns of files without a header, `need` those
-    that are kept and that every row must have; a column in `lists` may hold lists of texts, which
-    come as JSON. Unquoted is what tsv is by default, as in GLUE.
+    .jsonl, .json, .csv, .tsv, .txt, .conll, each also .gz, .xz, .bz2 or inside a .zip; `tsv:PATH`
+    says it where the suffix does not. `columns` names the columns of files without a header, `need`
+    those that are kept and that every row must have; a column in `lists` may hold lists of texts,
+    which come as JSON. Unquoted is what tsv is by default, as in GLUE. A path may go on into a .zip
+    to one of its members, or into a .json to one key of its object: all.json/train.
 
     Raises DataError "file:line: reason", and ConfigError for a source that makes no sense.
     """
@@ -164,8 +164,8 @@ def read(source: str, layout: Layout) -> Iterator[tuple[str, int, Row | Bad]]:
         for number, row in enumerate(found, 1):
             yield source, number, keep(row, layout.need)
         return
-    for path, format in files_of(source):
-        yield from read_file(path, format, layout)
+    for path, format, inside in files_of(source):
+        yield from read_file(path, format, replace(layout, inside=inside))
 
 
 def keep(row: Row, need: tuple[str, ...]) -> Row | Bad:
@@ -176,17 +176,27 @@ def keep(row: Row, need: tuple[str, ...]) -> Row | Bad:
     return {column: row[column] for column in need} if need else row
 
 
-def files_of(source: str) -> list[tuple[Path, Format | None]]:
-    """The files that a source names, with the format it prescribes, in the order of their names."""
+def files_of(source: str) -> list[tuple[Path, Format | None, str]]:
+    """The files that a source names, in the order of their names, each with the format it
+    prescribes and the part of the file it means."""
     if not source:
         raise ConfigError("data: the source of a split is empty; expected a path")
-    found: list[tuple[Path, Format | None]] = []
+    found: list[tuple[Path, Format | None, str]] = []
     for part in [source] if "\0" not in source and Path(source).exists() else source.split(","):
         prefix = re.match(rf"({'|'.join(PARSERS)}):", part)
         format = cast(Format, prefix[1]) if prefix else None
         pattern = part[prefix.end() :] if prefix else part
-        found += [(path, format) for path in match(pattern.strip())]
+        pattern, inside = outside(pattern.strip())
+        found += [(path, format, inside) for path in match(pattern)]
     return found
+
+
+def outside(pattern: str) -> tuple[str, str]:
+    """A path that goes on into a file, as that file and the rest."""
+    for parent in Path(pattern).expanduser().parents if "\0" not in pattern else ():
+        if parent.is_file():
+            return str(parent), str(Path(pattern).expanduser().relative_to(parent))
+    return pattern, ""
 
 
 def match(pattern: str) -> list[Path]:
@@ -211,12 +221,13 @@ def read_file(
 ) -> Iterator[tuple[str, int, Row | Bad]]:
     """The rows of one file; of a .zip, those of every member whose name has a known suffix."""
     name, line = str(path), 1
+    inside = f"/{layout.inside}" if layout.inside else ""
     try:
         with path.open("rb") as file:
             if path.suffix.lower() == ".zip":
                 members = read_zip(name, file, layout)
             else:
-                members = read_stream(name, file, path.name, format, layout)
+                members = read_stream(name + inside, file, path.name, format, layout)
             for name, line, row in members:
                 yield name, line, row
     except DAMAGE as error:
@@ -230,14 +241,19 @@ def read_zip(name: str, file: IO[bytes], layout: Layout) -> Iterator[tuple[str, 
         members = [
             member
             for member in archive.infolist()
-            if format_of(member.filename)[0] is not None and "__MACOSX" not in member.filename
+            if format_of(member.filename)[0] is not None
+            and "__MACOSX" not in member.filename
+            and layout.inside in ("", member.filename)
         ]
+        if not members and layout.inside:
+            raise DataError(f"{name}:1: the archive has no member {layout.inside!r} of rows")
         if not members:
             raise DataError(f"{name}:1: the archive has no member that ends in {known()}")
         for member in members:
             with archive.open(member) as stream:
                 label = f"{name}/{member.filename}"
-                yield from read_stream(label, stream, member.filename, None, layout)
+                plain = replace(layout, inside="")
+                yield from read_stream(label, stream, member.filename, None, plain)
 
 
 def read_stream(
@@ -250,9 +266,11 @@ def read_stream(
         raise DataError(
             f"{name}:1: the suffix is none of {known()}; tsv:{name} would read it as tab-separated"
         )
+    if layout.inside and format != "json":
+        raise DataError(f"{name}:1: only of a .zip or of a .json can a part be named")
     if compression:
         file = io.BufferedReader(DECOMPRESS[compression](file))
-    given = dataclasses.replace(layout, format=format)
+    given = replace(layout, format=format)
     for line, row in PARSERS[format](name, file, given):
         yield name, line, row
 
@@ -274,5 +292,5 @@ def signature(source: str) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of change of every file: equal while a source is unchanged."""
     if source.partition(":")[0] in ("tfds", "stdlib"):
         return ((source, 0, 0),)
-    stats = [(str(path), path.stat()) for path, _ in files_of(source)]
+    stats = [(str(path), path.stat()) for path, *_ in files_of(source)]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

@@ -237,6 +237,7 @@ def usable_rows(texts: Texts, split: str, found: Signature) -> Rows:
         texts.source(split),
         columns=texts.columns,
         need=need,
+        lists=(texts.label,) if texts.label is not None and texts.multilabel else (),
         quoting=texts.quoting,
         max_bad_rows=texts.max_bad_rows,
     )
