@@ -61,7 +61,7 @@ def flops_per_token(rows: list[dict[str, Any]], spec: Any, tokens: int) -> float
     for row in rows:
         if row["path"].startswith("backbone/block") and row["path"].endswith("kernel"):
             products += row["parameters"] * (6 if row["learns"] else 4)
-    attention = 12 * spec.depth * spec.width * tokens if spec is not None else 0
+    attention = 12 * spec.depth * spec.width * tokens if hasattr(spec, "heads") else 0
     return products + attention
 
 

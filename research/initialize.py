@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 
 from research import audit, checkpoint, manifest, runs, sharding
 from research.config import Config, build, fields
+from research.data import vocabulary
+from research.data.vectors import fill_table
 from research.errors import ConfigError
 from research.models import pretrained
 
@@ -48,12 +50,12 @@ def resolve(config: Config) -> Config:
         name: facts[name] for name, value in fields(task) if value in (None, ()) and name in facts
     }
     task = task.clone(**unset)
-    vocabulary = facts.get("vocab_size")
-    rows = getattr(getattr(task.backbone, "spec", None), "vocab_size", vocabulary)
-    if vocabulary is not None and rows < vocabulary:
+    size = facts.get("vocab_size")
+    rows = getattr(getattr(task.backbone, "spec", None), "vocab_size", size)
+    if size is not None and rows < size:
         raise ConfigError(
             f"the trunk has {rows} token vectors, but the tokenizer {data.tokenizer} makes "
-            f"{vocabulary} tokens"
+            f"{size} tokens"
         )
     steps = config.steps
     if steps is None:
@@ -126,7 +128,7 @@ def starting_params(
         return drawn
 
     if config.init_from is None:
-        return unflatten_dict(fresh(tuple(wanted)), sep="/")
+        return unflatten_dict(with_vectors(config, fresh(tuple(wanted)), report), sep="/")
     if is_run(config.init_from):
         saved = Path(config.init_from) / "checkpoints"
         source = checkpoint.load_tree(saved, step=manifest.best(saved))
@@ -140,6 +142,20 @@ def starting_params(
         )
     report(f"{config.init_from}: {account}")
     return params
+
+
+def with_vectors(
+    config: Config, params: dict[str, jax.Array], report: Callable[[str], None]
+) -> dict[str, jax.Array]:
+    """Parameters by path, the trunk's words with the vectors that `data.vectors` has for them."""
+    source = getattr(config.data, "vectors", "")
+    if not source:
+        return params
+    words = vocabulary.tokenizer_of(config.data.needed_tokenizer())[0].get_vocab()
+    path = "backbone/embed/table"
+    table, count = fill_table(np.asarray(params[path]), words, source)
+    report(f"{source}: vectors for {count} of {len(words)} words")
+    return params | {path: jax.device_put(table, params[path].sharding)}
 
 
 def examine(config: Config) -> dict[str, Any]:

@@ -39,9 +39,9 @@ def claim(directory: RunDirectory, config: Config) -> dict[str, Any] | None:
 
 def keep_tokenizer(config: Config, directory: Path) -> None:
     """Copies the tokenizer into the run, as a directory, so that the run can be used alone."""
-    source = getattr(config.data, "tokenizer", None)
-    if source is None:
+    if getattr(config.data, "tokenizer", None) is None:
         return
+    source = config.data.needed_tokenizer()
     target = directory / "tokenizer"
     target.mkdir(exist_ok=True)
     load_tokenizer(source).save(str(target / "tokenizer.json"))

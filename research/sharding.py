@@ -30,6 +30,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(attention/(query|key|value)|mlp/(up|gate))/bias$", ("tensor",)),
     (r"backbone/pooler/kernel$", ("fsdp", "tensor")),
     (r"(bias|scale)$", ()),
+    # A recurrent trunk meets its kernels once a token: gathering them each time would cost more.
+    (r"block_\d+/(input/|hidden_)kernel$|characters/(letters/table|filters/kernel)$", ()),
     # What a task adds to its trunk is small: only its input side is sharded.
     (r"^(?!.*backbone/).*(kernel|table)$", ("fsdp", None)),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ class Tag(nn.Module):
 
     backbone: Any = None
     labels: tuple[str, ...] = ()
-    scheme: str | None = None
+    scheme: Literal["BIO", "IOBES"] | None = None
     dropout: float = 0.1
     per_token = ("tags", "confidence")
     chained = False
@@ -157,9 +157,9 @@ class TagCRF(Tag):
     def prepare(self) -> None:
         count = len(self.labels)
         zeros = nn.initializers.zeros
-        self.transitions = self.param("transitions/bias", zeros, (count, count))
-        self.starts = self.param("starts/bias", zeros, (count,))
-        self.ends = self.param("ends/bias", zeros, (count,))
+        self.transitions = self.param("transitions_bias", zeros, (count, count))
+        self.starts = self.param("starts_bias", zeros, (count,))
+        self.ends = self.param("ends_bias", zeros, (count,))
 
     def chains(self, batch: Batch) -> crf.Chains:
         """The words of the batch."""
@@ -188,10 +188,10 @@ class TagCRF(Tag):
 
 
 def scheme_of(task: Tag) -> tags.Scheme:
-    """The scheme of a task's tags. Raises ConfigError for one that it cannot be in."""
-    if task.scheme == "BIO" or task.scheme == "IOBES":
-        return task.scheme
-    raise ConfigError(f"task.scheme is {task.scheme!r}, expected BIO or IOBES")
+    """The scheme of a task's tags. Raises ConfigError where it is not known."""
+    if task.scheme is None:
+        raise ConfigError("task.scheme is not set, expected BIO or IOBES")
+    return task.scheme
 
 
 def word_weights(batch: Batch) -> jax.Array:

@@ -88,6 +88,8 @@ def refuse_foreign(directory: Path) -> None:
 
 def family_for(spec: Spec) -> Family:
     """The first family that can express a trunk. Raises ConfigError saying what each cannot."""
+    if not isinstance(spec, Spec):
+        raise ConfigError(f"export: no Hugging Face class computes a {type(spec).__name__} trunk")
     reasons = []
     for family in FAMILIES:
         differences = family.differences(spec)
