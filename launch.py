@@ -12,8 +12,8 @@
     launch.py bench WORKLOAD [OPTIONS]                        speed, beside a rival
 
 OVERRIDES are the fields of the config, typed: --optim.learning-rate 3e-5. `launch.py train FILE
---help` lists those of a file. Exit codes: 0 done, 2 config, 3 non-finite, 4 locked, 6 storage,
-7 data, 143 told to stop after saving.
+--help` lists those of a file. Exit codes: 0 done, 2 config, 3 non-finite, 4 locked, 5 hang, 6
+storage, 7 data, 143 told to stop after saving.
 """
 
 from __future__ import annotations

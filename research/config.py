@@ -42,7 +42,8 @@ class Config:
     devices. `init_from`: a run directory, a Hugging Face directory or its id. `track` names the
     metric whose best checkpoint is kept (a loss or a perplexity is best when smallest); after
     `patience` evaluations without a better one the run stops. `eval_every` and `save_every` are
-    steps; left out, evaluation is once an epoch and at the end, and saving goes with it.
+    steps; left out, evaluation is once an epoch and at the end, and saving goes with it. A run
+    without progress for `hang_after` seconds ends itself with exit code 5.
     """
 
     name: str
@@ -64,13 +65,14 @@ class Config:
     init_from: str | None = None
     mesh: MeshSpec = MeshSpec()
     seed: int = 0
+    hang_after: float = 3600.0
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("config: give either steps or epochs, and not both")
         positive = ("batch_size", "microbatches", "log_every", "keep", "eval_every", "save_every")
-        for name in (*positive, "steps", "epochs", "patience"):
+        for name in (*positive, "steps", "epochs", "patience", "hang_after"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"config: {name} is {value}, but must be positive")

@@ -25,6 +25,12 @@ class LockedError(GraftError):
     exit_code = 4
 
 
+class HangError(GraftError):
+    """Nothing moved for too long: a collective, a file system or an input is stuck."""
+
+    exit_code = 5
+
+
 class StorageError(GraftError):
     """A file could not be written or read back: disk full, damaged checkpoint, no permission."""
 

@@ -26,6 +26,7 @@ from research.journal import Clock, Journal, process_age
 from research.metrics import Mean
 from research.runs import RunDirectory, StopSignal
 from research.step import TrainState, abstract_state, make_step
+from research.watchdog import Watchdog
 
 MOST_NONFINITE = 5
 
@@ -57,9 +58,11 @@ def run(config: Config, workdir: str | Path = "runs", *, progress: bool = False)
             mesh = config.mesh.build()
             steps = config.steps or 0
             with jax.set_mesh(mesh), Journal(directory, steps, show=progress) as journal:
-                loop = Loop(config, mesh, directory, journal, clock, stop)
-                with loop.checkpoints:
-                    summary = loop.run()
+                stacks = Path(directory.path) / "stacks.txt"
+                with Watchdog(config.hang_after, stacks, directory.log) as watchdog:
+                    loop = Loop(config, mesh, directory, journal, clock, stop, watchdog)
+                    with loop.checkpoints:
+                        summary = loop.run()
         return Result(config, Path(directory.path), summary["metrics"], summary)
 
 
@@ -74,10 +77,11 @@ class Loop:
         journal: Journal,
         clock: Clock,
         stop: StopSignal,
+        watchdog: Watchdog,
     ) -> None:
         self.config, self.mesh, self.directory = config, mesh, directory
         self.steps = config.steps or 0
-        self.journal, self.clock, self.stop = journal, clock, stop
+        self.journal, self.clock, self.stop, self.watchdog = journal, clock, stop, watchdog
         with clock.phase("data"):
             self.batches = initialize.open_training(config, mesh)
             for evaluator in config.evals:
@@ -124,7 +128,7 @@ class Loop:
         pending = None
         with closing(prefetch(self.batches, self.step, self.steps)) as stream:
             while not ended and self.step < self.steps:
-                if self.stop.requested:
+                if self.stopping():
                     self.preempt()
                 with self.clock.phase("wait"):
                     _, batch = next(stream)
@@ -205,8 +209,12 @@ class Loop:
 
     def model(self, params: Any) -> Model:
         """What evaluators are handed."""
-        config, stop = self.config, self.stop
-        return Model(config.task, params, config.data, self.mesh, lambda: stop.requested)
+        return Model(self.config.task, params, self.config.data, self.mesh, self.stopping)
+
+    def stopping(self) -> bool:
+        """Whether to stop; being asked, before every batch, is what shows that the run moves."""
+        self.watchdog.beat()
+        return self.stop.requested
 
     def save(self, *, best: bool = False, wait: bool = False) -> None:
         """Hands the state to the checkpointer, with what the journal remembers."""
