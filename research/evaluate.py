@@ -82,9 +82,15 @@ class HeldOut:
     def __call__(self, model: Model) -> Scores:
         batches = model.open(self.split, self.batch_size)
         means, outputs = forward(model, batches)
-        tuned = model.task.tuned(outputs, batches.examples) if self.tune else {}
+        return self.grade(model, means, outputs, batches.examples)
+
+    def grade(
+        self, model: Model, means: dict[str, float], outputs: dict[str, Any], examples: Any
+    ) -> Scores:
+        """The task's scores of what `forward` gave, its thresholds tuned where that is asked."""
+        tuned = model.task.tuned(outputs, examples) if self.tune else {}
         task = model.task.clone(**tuned)
-        numbers, details = task.score(means, outputs, batches.examples)
+        numbers, details = task.score(means, outputs, examples)
         if tuned:
             details["tuned"] = tuned
         for mistake in details.get("mistakes", ()):
@@ -99,30 +105,32 @@ def open_split(data: Any, split: str, batch_size: int, multiple: int) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def make_forward(task: nn.Module, *, means: bool) -> Program:
+def make_forward(task: nn.Module, *, means: bool, method: Any = "predict") -> Program:
     """The compiled (params, batch, key) -> (means, outputs), shared by equal tasks.
 
-    Without `means` the batch needs no labels.
+    Without `means` the batch needs no labels. What a `method` gives as one array is `vectors`.
     """
 
     def step(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Any:
         variables = {"params": params}
         sums = task.apply(variables, batch, train=False, rngs={"noise": key}) if means else {}
-        return sums, task.apply(variables, batch, method="predict")
+        outputs = task.apply(variables, batch, method=method)
+        return sums, outputs if isinstance(outputs, dict) else {"vectors": outputs}
 
     return Program(step)
 
 
 def forward(
-    model: Model, batches: Any, *, means: bool = True
+    model: Model, batches: Any, *, means: bool = True, method: Any = "predict"
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Means over all examples, and what `predict` says of each in the order of their ids.
+    """Means over all examples, and what `predict` says of each in the order of their ids; or what
+    another method of the task says, or a function of (task, batch).
 
     Outputs are [N, ...], beside the `ids` and the slots of the data; those that the task names in
     `per_token` are lists of N arrays, [length, ...]. The one fixed key makes masks a function of
     the example: every evaluation asks the same.
     """
-    program, key = make_forward(model.task, means=means), jax.random.key(0)
+    program, key = make_forward(model.task, means=means, method=method), jax.random.key(0)
     sums: dict[str, list[float]] = {}
     pieces: dict[str, list[Any]] = {}
     slots = ("ids", *batches.examples.slots)

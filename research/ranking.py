@@ -17,6 +17,12 @@ Places = npt.NDArray[np.int64]
 CELLS = 2**24
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1: [..., D] -> same; zero stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(length, 1e-12))
+
+
 def places(scores: npt.ArrayLike, relevant: npt.ArrayLike) -> Places:
     """The places of documents `relevant` int [R] among all, given the scores [P] of a query.
 

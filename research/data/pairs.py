@@ -39,7 +39,7 @@ class Pairs:
     texts), `weights`, and of scored splits `scores`.
     """
 
-    train: str
+    train: str = ""
     dev: str = ""
     test: str = ""
     anchor: str = "anchor"
@@ -125,8 +125,10 @@ class Pairs:
         """One or two texts of a new row by name: of a scored pair, or else anchor and positive."""
         if isinstance(row, str):
             return {"text": row}
-        one, two = (self.first, self.second) if self.first in row else (self.anchor, self.positive)
-        return {one: row.get(one)} | ({two: row[two]} if two in row else {})
+        one, two = self.anchor, self.positive
+        if self.first in row:
+            one, two = self.first, self.second
+        return {one: row.get(one)} | ({two: row[two]} if two is not None and two in row else {})
 
     def facts(self) -> dict[str, object]:
         """What a task may want to know of the tokenizer: see `Vocabulary.facts`."""
@@ -231,6 +233,7 @@ def usable_rows(pairs: Pairs, split: str, found: Signature) -> tuple[Rows, np.nd
     if scored:
         low, high = pairs.score_range
         values, faults = labels.read([row[pairs.score] for row in rows], None, pairs.score_range)
+        faults = [reason and reason.replace("label", repr(pairs.score), 1) for reason in faults]
         scores = (values - np.float32(low)) / np.float32(high - low)
     faults = [
         next((reason for name in names if (reason := fault_of(row[name], name))), fault)

@@ -45,6 +45,7 @@ class Embed(nn.Module):
     per_token = ()
     whole_batch = True
     views = 1
+    resampled = ("spearman", "pearson")
     learns_from_scores = False
 
     def setup(self) -> None:
@@ -72,7 +73,7 @@ class Embed(nn.Module):
         task, params = self.clone(parent=None), self.variables["params"]
 
         @jax.checkpoint
-        def part(inputs: tuple[Batch, jax.Array]) -> jax.Array:
+        def part(inputs: tuple[Batch, jax.Array]) -> Any:
             rows, noise = inputs
             return task.apply({"params": params}, rows, noise=noise, method="encode")
 
@@ -100,10 +101,10 @@ class Embed(nn.Module):
         found = jnp.einsum("bmd,nd->bmn", queries, flat, precision="highest")
         return sharding.constrain_rows(found)
 
-    def scale(self) -> jax.Array | float:
+    def scale(self) -> jax.Array:
         """One over the temperature, which is never learned to be below 0.01."""
         if not self.learn_temperature:
-            return 1.0 / self.temperature
+            return jnp.float32(1.0 / self.temperature)
         return jnp.exp(-jnp.maximum(self.log_temperature, jnp.log(0.01)))
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:
@@ -134,7 +135,7 @@ class Embed(nn.Module):
         if "roles" in outputs and (outputs["roles"] == POSITIVE).any():
             return means | retrieval(outputs), {}
         if len(np.unique(outputs.get("labels", ()))) > 1:
-            vectors, labels = unit(outputs["vectors"]), outputs["labels"]
+            vectors, labels = ranking.unit(outputs["vectors"]), outputs["labels"]
             nearest = ranking.neighbours(vectors, vectors, 1, same=True)[:, 0]
             return means | {"neighbour": float((labels[nearest] == labels).mean())}, {}
         return means, {}
@@ -147,7 +148,7 @@ class Embed(nn.Module):
             if len(vectors) == 1:
                 yield {"vector": vectors[0].tolist()}
                 continue
-            a, b = unit(vectors[:2])
+            a, b = ranking.unit(vectors[:2])
             yield {"similarity": float(a @ b), "vectors": vectors.tolist()}
 
 
@@ -220,15 +221,9 @@ def pair_masks(batch: Batch) -> tuple[jax.Array, jax.Array]:
     return positives, both_filled(batch) & asked & ~positives & ~same
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1: [..., D] -> same; zero stays zero."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(length, 1e-12))
-
-
 def cosines(outputs: dict[str, Any]) -> np.ndarray:
     """The cosine of each pair, float [pairs]: anchors and positives alternate."""
-    vectors, roles = unit(outputs["vectors"]), outputs["roles"]
+    vectors, roles = ranking.unit(outputs["vectors"]), outputs["roles"]
     return np.einsum("nd,nd->n", vectors[roles == ANCHOR], vectors[roles == POSITIVE])
 
 
@@ -257,7 +252,7 @@ def similarity(
 
 def retrieval(outputs: dict[str, Any]) -> dict[str, float]:
     """How well the distinct anchors find their positives among the distinct other texts."""
-    vectors, texts, roles = unit(outputs["vectors"]), outputs["texts"], outputs["roles"]
+    vectors, texts, roles = ranking.unit(outputs["vectors"]), outputs["texts"], outputs["roles"]
     known, first = np.unique(texts[roles != ANCHOR], return_index=True)
     queries: dict[int, int] = {}
     relevant: dict[int, set[int]] = {}
