@@ -136,7 +136,7 @@ def starting_params(
     else:
         directory = pretrained.resolve(config.init_from)
         # A head over other labels, or the same in another order, would be silently wrong.
-        same = pretrained.labels(directory) == getattr(config.task, "labels", ())
+        same = pretrained.fits(directory, config.task)
         params, account = pretrained.load(
             directory, abstract, fresh=fresh, skip="$^" if same else "^head/"
         )

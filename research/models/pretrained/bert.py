@@ -81,19 +81,47 @@ def to_config(spec: Spec) -> dict[str, Any]:
     }
 
 
-def classification(task: Any) -> dict[str, Any]:
-    """Labels, and the check that the vector classified is the pooled first token."""
+def pooled(task: Any) -> dict[str, Any]:
+    """The check that the vector under the head is the pooled first token."""
     if task.pool != "first" or not task.pooler:
         raise ConfigError(
-            f"export: BertForSequenceClassification classifies the pooled first token, but the "
-            f"task has pool={task.pool!r} and pooler={task.pooler}"
+            f"export: BERT's classes put a head on the pooled first token, but the task has "
+            f"pool={task.pool!r} and pooler={task.pooler}"
         )
+    return {"classifier_dropout": task.dropout}
+
+
+def labelled(task: Any) -> dict[str, Any]:
+    """The names of the head's outputs; of a regression's one, that which transformers gives it."""
+    return pooled(task) | named(getattr(task, "labels", ("LABEL_0",)))
+
+
+def tagging(task: Any) -> dict[str, Any]:
+    """The names of the tags, of a task that chooses each by itself and nothing besides."""
+    if task.chained or hasattr(task, "intents"):
+        raise ConfigError(
+            f"export: BertForTokenClassification chooses every tag by itself and nothing besides, "
+            f"which is Tag, not {type(task).__name__}"
+        )
+    return {"classifier_dropout": task.dropout} | named(task.labels)
+
+
+def named(labels: tuple[str, ...]) -> dict[str, Any]:
+    """The names of a head's outputs."""
     return {
-        "id2label": {str(i): label for i, label in enumerate(task.labels)},
-        "label2id": {label: i for i, label in enumerate(task.labels)},
-        "problem_type": "single_label_classification",
-        "classifier_dropout": task.dropout,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
     }
+
+
+def sequence_classification(problem: str) -> Architecture:
+    """The one class that has three losses."""
+    return Architecture(
+        name="BertForSequenceClassification",
+        rules=dense("head", "classifier"),
+        facts=labelled,
+        problem=problem,
+    )
 
 
 FAMILY = Family(
@@ -104,12 +132,16 @@ FAMILY = Family(
     to_config=to_config,
     trunk=Architecture(name="BertModel", prefixed=False),
     tasks={
-        "Classify": Architecture(
-            name="BertForSequenceClassification",
-            rules=dense("head", "classifier"),
-            facts=classification,
+        "Classify": sequence_classification("single_label_classification"),
+        "MultiLabel": sequence_classification("multi_label_classification"),
+        "Regress": sequence_classification("regression"),
+        "MultipleChoice": Architecture(
+            name="BertForMultipleChoice", rules=dense("head", "classifier"), facts=pooled
         ),
         "Answer": Architecture(name="BertForQuestionAnswering", rules=dense("span", "qa_outputs")),
+        "Tag": Architecture(
+            name="BertForTokenClassification", rules=dense("head", "classifier"), facts=tagging
+        ),
         "MaskedLM": Architecture(
             name="BertForMaskedLM",
             rules=(

@@ -116,6 +116,22 @@ def labels(directory: Path) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in order)
 
 
+def fits(directory: Path, task: Any) -> bool:
+    """Whether a directory's head answers what a task asks: it is of the class that the task is
+    exported as, with the same loss, for the same labels in the same order."""
+    family, config = family_of(directory)
+    wanted = family.architecture(task)
+    if wanted.name not in (config.values.get("architectures") or [wanted.name]):
+        return False
+    names = labels(directory)
+    # What transformers takes it to be where it is not said.
+    usual = "regression" if len(names) == 1 else "single_label_classification"
+    if wanted.problem not in (None, config.values.get("problem_type") or usual):
+        return False
+    ours = getattr(task, "labels", None)
+    return len(names) <= 1 if ours is None else names == ours
+
+
 def tokenizer_size(directory: Path) -> int | None:
     """One more than the largest id that the tokenizer makes; None where there is no tokenizer."""
     path = directory / "tokenizer.json"

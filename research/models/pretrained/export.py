@@ -47,6 +47,7 @@ def save(
         "dtype": "float32",
         "pad_token_id": words.token_to_id(settings.get("pad_token", "")),
         **family.to_config(task.backbone.spec),
+        **({"problem_type": architecture.problem} if architecture.problem else {}),
         **architecture.facts(task),
     }
     partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"

@@ -79,13 +79,15 @@ class Architecture:
     """A class of the other library that computes what a task of ours computes.
 
     `facts` gives its keys of config.json, and raises ConfigError for a task that it cannot express;
-    without `prefixed` its tensors are named without the family's prefix.
+    without `prefixed` its tensors are named without the family's prefix. `problem` is the
+    problem_type of a class that has several losses.
     """
 
     name: str
     rules: tuple[Rule, ...] = ()
     facts: Callable[[Any], dict[str, Any]] = lambda task: {}
     prefixed: bool = True
+    problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,8 @@ class Family:
 
     def sources(self, path: str, shape: tuple[int, ...]) -> list[Source]:
         """Every place that a parameter may come from, the trunk's first; empty for none."""
-        heads = (rule for task in self.tasks.values() for rule in task.rules)
+        # Several tasks may have the same head.
+        heads = dict.fromkeys(rule for task in self.tasks.values() for rule in task.rules)
         return matching((*self.rules, *heads), path, shape)
 
     def canonical(self, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
