@@ -71,6 +71,26 @@ def test_a_window_is_what_the_tokenizer_makes_of_the_pair(words):
     assert found.context.astype(bool).tolist() == told
 
 
+@pytest.mark.parametrize(("length", "stride"), [(17, 3), (20, 5), (24, 11), (64, 9)])
+def test_windows_equal_those_of_the_tokenizers_library(words, length, stride):
+    """Its `stride` is what neighbours share."""
+    context = "Anna has the red apple. Boris has the green zinc. " * 3
+    asked = len(words.encode(QUESTION, add_special_tokens=False).ids)
+    room = length - 3 - asked
+    other = type(words).from_str(words.to_str())
+    other.enable_truncation(length, stride=room - stride, strategy="only_second")
+    first = other.encode(QUESTION, context)
+    found = windows_of(words, [context], stride=stride, max_length=length, max_question=asked)
+    encoded = found.encoded
+    pieces = [first, *first.overflowing]
+    assert len(encoded.row_of) == len(pieces)
+    for i, piece in enumerate(pieces):
+        here = slice(encoded.offsets[i], encoded.offsets[i + 1])
+        assert encoded.tokens[here].tolist() == piece.ids
+        chars = [span for span, side in zip(piece.offsets, piece.sequence_ids) if side == 1]
+        assert [found.characters(i, p, p) for p in range(found.sizes[i])] == chars
+
+
 def test_an_answer_is_marked_where_a_window_holds_all_of_it(words):
     context = "Anna has the red apple. Boris has the green zinc. " * 5
     start = context.index("green zinc")
