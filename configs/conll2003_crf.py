@@ -1,4 +1,4 @@
-"""CoNLL-2003 by a CRF on a Transformer: a sentence's tags are chosen together (Lample et al., 2016).
+"""CoNLL-2003 by a CRF on a Transformer: tags are chosen together (Lample et al., 2016).
 
     launch.py train configs/conll2003_crf.py --init-from DIR   DIR: any BERT, from Hugging Face
     ... --data.train conll:eng.train --data.dev conll:eng.testa --data.test conll:eng.testb
