@@ -1,4 +1,4 @@
-"""Spans: the search against brute force, the grades against the published ones and by hand."""
+"""Spans: the search against brute force, the grades of published predictions and by hand."""
 
 from __future__ import annotations
 
