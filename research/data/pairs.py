@@ -36,7 +36,7 @@ class Pairs:
     fields are those of `Texts`; `limit` is in rows.
 
     Slots: `roles` (0 anchor, 1 positive, 2 negative), `pairs` (the row), `texts` (equal for equal
-    texts), `weights`, and of scored splits `scores`.
+    texts), `weights`, and of scored splits `scores`; single texts have neither roles nor pairs.
     """
 
     train: str = ""
@@ -135,15 +135,13 @@ class Pairs:
         return tokenizer_of(self.needed_tokenizer())[1].facts()
 
     def text_of(self, split: str, example: int) -> Row:
-        """The row that an example (the `ids` of a batch) is from, for reports."""
+        """All texts of the row that an example (the `ids` of a batch) is from, for reports."""
         examples = examples_of(self, split, self.signature(split))
-        row = usable_rows(self, split, self.signature(split))[0]
-        return row[int(examples.encoded.row_of[example])]
+        return dict(zip(self.names(split), examples.source[examples.encoded.row_of[example]]))
 
     def quote(self, split: str, example: int) -> str:
         """All texts of an example's row."""
-        row = self.text_of(split, example)
-        return " | ".join(row[name] for name in self.names(split))
+        return " | ".join(self.text_of(split, example).values())
 
     def names(self, split: str) -> tuple[str, ...]:
         """The columns of a split that hold texts, in the order of their roles."""
@@ -274,11 +272,13 @@ def examples_of(pairs: Pairs, split: str, found: Signature) -> Examples:
         scores = None if scores is None else scores[good]
         texts = [row[name] for row in rows for name in names]
         encoded = pairs.tokens(texts, keep=True)
-    units = np.arange(len(texts)) // len(names)
-    roles = np.minimum(np.arange(len(texts)) % len(names), NEGATIVE)
+    units, roles = np.divmod(np.arange(len(texts)), len(names))
+    slots = slots_of(texts, units, np.minimum(roles, NEGATIVE), scores)
+    if len(names) == 1:
+        del slots["roles"], slots["pairs"]
     return Examples(
         encoded=dataclasses.replace(encoded, row_of=units),
-        slots=slots_of(texts, units, roles, scores),
+        slots=slots,
         units=units if len(names) > 1 else None,
         source=[[row[name] for name in names] for row in rows],
         dropped=len(rows.dropped),

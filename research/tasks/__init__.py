@@ -25,7 +25,9 @@ class Task(Protocol):
     """Names of the outputs of `predict` that are [B, T, ...]; a class attribute, not a field.
 
     A class attribute `whole_batch` that is true refuses micro-batches: the loss compares examples.
-    A method `tuned(outputs, examples)`, where there is one, gives fields that serve them best.
+    One called `resampled` names scores that are a function of any choice of examples, each on its
+    own: they get bootstrap intervals. A method `tuned(outputs, examples)`, where there is one,
+    gives fields that serve them best.
     """
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:

@@ -207,8 +207,11 @@ def both_filled(batch: Batch) -> jax.Array:
 def pair_masks(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Of every text, its positives and its negatives in the batch: bool [B, M, B M] each.
 
-    Anchors are asked against all others, positives against anchors.
+    Anchors are asked against all others, positives against anchors. Raises ConfigError for texts
+    that are not in pairs.
     """
+    if "roles" not in batch:
+        raise ConfigError("task: this loss compares anchors with positives, and data are no pairs")
     roles, texts = batch["roles"], batch["texts"]
     anchor = roles == ANCHOR
     own = both_filled(batch) & (batch["pairs"][..., None] == across(batch["pairs"]))

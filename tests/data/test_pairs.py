@@ -95,7 +95,7 @@ def test_plain_texts_are_units_of_one(pairs: Pairs, tmp_path: Path) -> None:
     plain = dataclasses.replace(pairs, train=source, anchor="text", positive=None, negatives=())
     batches = plain.open("train", 2)
     assert batches.examples.units is None
-    assert {slots["roles"] for slots in places(batches.batch(0)).values()} == {0}
+    assert set(batches.examples.slots) == {"texts", "weights"}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,8 @@ def test_a_text_without_tokens_takes_its_row_along(pairs: Pairs, tmp_path: Path)
     found = places(batches.batch(0))
     assert [found[i]["scores"] for i in range(6)] == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
     assert batches.examples.dropped == 1
+    lenient = dataclasses.replace(pairs, max_bad_rows=1)
+    assert [lenient.quote("dev", i) for i in (1, 2)] == [" | ".join(DEV[i][:2]) for i in (0, 1)]
 
 
 def test_unscored_rows_are_left_out_where_that_is_said(pairs: Pairs, tmp_path: Path) -> None:

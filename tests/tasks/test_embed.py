@@ -335,3 +335,10 @@ def test_decode_gives_vectors_of_texts_and_the_cosine_of_pairs() -> None:
     single = Examples(encoded=examples_of(1).encoded, slots={})
     told = list(InfoNCE().decode({"vectors": vectors}, single))
     assert told == [{"vector": [3.0, 4.0]}, {"vector": [4.0, 3.0]}]
+
+
+def test_single_texts_have_no_positives() -> None:
+    batch = {k: v for k, v in batch_of(TASKS[0], LENGTHS).items() if k not in ("roles", "pairs")}
+    with pytest.raises(ConfigError, match="data are no pairs"):
+        gradients(TASKS[0], batch)
+    assert float(gradients(TASKS[5], batch, start(TASKS[5]))[1]["loss"].count) > 0
