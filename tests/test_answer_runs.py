@@ -13,7 +13,7 @@ import pytest
 from squad_files import squad, tokenizer, write
 
 import launch
-from research import initialize, runs
+from research import initialize, runs, spans
 from research.infer.loaded import load
 from research.models import pretrained
 from research.models.transformer import Spec, Transformer
@@ -71,7 +71,8 @@ def test_a_run_of_one_file_scores_articles_it_was_not_trained_on(run: Path) -> N
     metrics = result["metrics"]
     for name in ("exact_match", "f1", "has_answer_f1", "no_answer_accuracy"):
         assert 0 <= metrics[f"dev/{name}"] <= 1
-    assert metrics["dev/f1"] == metrics["dev/best_f1"]
+    # A sign alone as the answer to a question without one is right, but not for the official sweep.
+    assert metrics["dev/f1"] >= metrics["dev/best_f1"] - 1e-9
     # A quarter of the questions has no answer, and saying so always is one of the thresholds.
     assert metrics["dev/best_exact_match"] >= 0.25
     assert result["details"]["dev"]["tuned"]["threshold"] == metrics["dev/threshold"]
@@ -115,15 +116,15 @@ def test_predict_answers_rows_and_agrees_with_evaluate(
     assert launch.main(["predict", str(run), *files]) == 0
     told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in told] == [row["id"] for row in questions]
-    right = 0
     for answer, row in zip(told, questions):
         assert len(answer["nbest"]) <= 20
         for one in [answer, *answer["nbest"]]:
             if one["start"] is not None:
                 assert row["context"][one["start"] : one["end"]] == one["answer"] != ""
-        right += answer["answer"] in (gold[row["id"]] or [""])
+    exact, f1 = spans.grade([a["answer"] for a in told], [gold[row["id"]] for row in questions])
     found = asked(capsys, str(run), "--data", str(folder / "train.json"))
-    assert found["dev/exact_match"] == pytest.approx(right / len(questions), abs=1e-6)
+    assert found["dev/exact_match"] == pytest.approx(exact.mean(), abs=1e-6)
+    assert found["dev/f1"] == pytest.approx(f1.mean(), abs=1e-6)
 
 
 def test_predict_reads_a_hundred_thousand_words(run: Path, tmp_path: Path) -> None:
