@@ -13,7 +13,7 @@ import numpy as np
 
 from research.data import cache, squad
 from research.data.batches import Arrangement, Batches, Examples
-from research.data.formats import Row
+from research.data.formats import Row, half_pair
 from research.data.pack import Layout
 from research.data.sources import Rows, keep_good, read_rows, signature
 from research.data.vocabulary import Vocabulary, tokenizer_of
@@ -200,6 +200,8 @@ def missing(row: Any) -> str | None:
             return f"{name!r} is not a text"
         if not value.strip():
             return f"{name!r} is empty" if name in row else f"no {name!r}"
+        if half_pair(value):
+            return f"{name!r} holds half a surrogate pair"
     return None
 
 

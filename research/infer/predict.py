@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from research import evaluate, files, sharding
+from research.data.json_rows import complaint
 from research.errors import ConfigError, DataError
 from research.infer.loaded import Loaded
 
@@ -36,8 +37,8 @@ def rows_of(lines: Iterable[bytes], name: str) -> Iterator[Any]:
             continue
         try:
             yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{name}:{number}: broken JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{number}: broken JSON: {complaint(error)}") from None
 
 
 def predict(

@@ -159,6 +159,7 @@ def test_new_rows_become_windows_that_weigh_nothing(data):
         ({"context": "Anna."}, "no 'question'"),
         ({"question": "Who?", "context": 3}, "'context' is not a text"),
         ({"question": " ", "context": "Anna."}, "'question' is empty"),
+        ({"question": "Who?", "context": "\ud800"}, "'context' holds half a surrogate pair"),
         ({"question": "\u200b", "context": "Anna."}, "has no tokens|have no tokens"),
     ],
 )
