@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.data.sources import DECOMPRESS, Rows, read_rows
-from research.errors import ConfigError, DataError
+from research.errors import DataError
 
 
 def add_columns(rows: Rows, beside: Sequence[str]) -> Rows:
@@ -17,9 +17,7 @@ def add_columns(rows: Rows, beside: Sequence[str]) -> Rows:
     other has not.
     """
     for item in beside:
-        column, separator, name = item.partition("=")
-        if not separator or not column or not name:
-            raise ConfigError(f"data.beside: {item!r} is not column=file")
+        column, _, name = item.partition("=")
         found = {file: lines_of(file, column, name) for file in dict.fromkeys(rows.files)}
         for i, row in enumerate(rows):
             other, lines = found[rows.files[rows.file_of[i]]]

@@ -28,19 +28,17 @@ def parse_conll(name: str, file: IO[bytes], layout: Layout) -> Parsed:
     """
     width = len(layout.columns)
     for block in blocks(name, file):
-        while block and (is_comment(block[0][1], width)):
+        width = width or width_of(block)
+        while block and is_comment(block[0][1], width):
             block.pop(0)
         if not block:
             continue
-        fields = block[0][1]
-        if not width and isinstance(fields, list):
-            width = len(fields)
-            missing = [column for column in layout.need if column not in columns_of(width, layout)]
-            if missing:
-                raise DataError(
-                    f"{name}:{block[0][0]}: no column {missing[0]!r} among {width}; columns names "
-                    "them"
-                )
+        columns = columns_of(width, layout)
+        missing = [column for column in layout.need if column not in columns]
+        if width and missing:
+            raise DataError(
+                f"{name}:{block[0][0]}: no column {missing[0]!r} among {width}; columns names them"
+            )
         yield block[0][0], to_row(block, width, layout)
 
 
@@ -61,9 +59,15 @@ def blocks(name: str, file: IO[bytes]) -> Iterator[Block]:
         yield block
 
 
+def width_of(block: Block) -> int:
+    """How many columns a file has, by its first sentence; 0 where that does not say."""
+    widths = [(fields[0] == "#", len(fields)) for _, fields in block if isinstance(fields, list)]
+    return min(widths, key=lambda found: found[0])[1] if widths else 0
+
+
 def is_comment(fields: list[str] | Bad, width: int) -> bool:
-    """Whether a line before a sentence's first word is a comment; `width` is 0 if unknown."""
-    return isinstance(fields, list) and fields[0] == "#" and len(fields) != (width or -1)
+    """Whether a line before a sentence's first word is a comment."""
+    return isinstance(fields, list) and fields[0] == "#" and len(fields) != width
 
 
 def columns_of(width: int, layout: Layout) -> tuple[str, ...]:

@@ -169,6 +169,8 @@ def json_row(value: Any, need: tuple[str, ...], lists: tuple[str, ...] = ()) -> 
                 return Bad(f"{key!r} holds half a surrogate pair")
             row[key] = inner
         elif key in lists and isinstance(inner, list) and all(isinstance(x, str) for x in inner):
+            if any(map(half_pair, inner)):
+                return Bad(f"{key!r} holds half a surrogate pair")
             row[key] = json.dumps(inner, ensure_ascii=False)
         elif key in need:
             return Bad(f"{key!r} is {json_type(inner)}, not a text or a number")

@@ -203,6 +203,10 @@ class Tagged:
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}, but must not be negative")
 
+        for item in self.beside:
+            if not all(item.partition("=")):
+                raise ConfigError(f"data.beside: {item!r} is not column=file")
+
     def needed_tokenizer(self) -> str:
         """The tokenizer; one of words is made where there is none yet. Raises ConfigError where
         none is set."""
