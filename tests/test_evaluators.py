@@ -28,9 +28,11 @@ from research.evaluators.intervals import Intervals
 from research.evaluators.probes import Neighbours, Ridge, vote
 from research.evaluators.retrieval import Retrieval
 from research.evaluators.similarity import Similarity, semeval
+from research.study.report import run_page
 from research.study.statistics import bootstrap_interval
 from research.tasks.lm import MaskedLM
 from research.tasks.simcse import SimCSE
+from research.train import run
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +274,14 @@ def test_evaluators_are_written_down_and_built_again() -> None:
     )
     for evaluator in evaluators:
         assert build(json.loads(json.dumps(describe(evaluator)))) == evaluator
+
+
+def test_a_run_keeps_and_draws_what_its_evaluators_say(folder: Path) -> None:
+    evals = (Intervals(resamples=50), Ridge(), Neighbours(count=3))
+    result = run(workshop.config(folder, name="measured", evals=evals), folder / "runs")
+    assert {"dev/accuracy", "ridge/accuracy", "neighbours/macro_f1"} <= set(result.metrics)
+    kept = json.loads((result.path / "result.json").read_text())["details"]["dev"]["intervals"]
+    assert kept["loss"]["low"] <= result.metrics["dev/loss"] <= kept["loss"]["high"]
+    page = run_page(result.path).text()
+    assert "intervals" in page
+    assert "macro_f1" in page
