@@ -153,7 +153,8 @@ def scatter(title: str, x: npt.ArrayLike, y: npt.ArrayLike, *, xlabel: str, ylab
     with _figure(4.2, 4.0) as (figure, drawn):
         axes = figure.add_subplot()
         both = np.concatenate([across, up])
-        ends = (float(np.nanmin(both)), float(np.nanmax(both)))
+        both = both[np.isfinite(both)]
+        ends = (float(both.min()), float(both.max())) if both.size else (0.0, 1.0)
         axes.plot(ends, ends, color=FAINT, linewidth=1.2, zorder=1)
         axes.scatter(across, up, s=12, alpha=0.45, color=COLORS[0], linewidths=0)
         _name(axes, title, xlabel, ylabel)

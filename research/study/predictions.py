@@ -26,8 +26,9 @@ def class_blocks(split: str, details: dict[str, Any]) -> list[Block]:
     rates = metrics.precision_recall_f1(matrix)
     columns |= {name: r.tolist() for name, r in zip(("precision", "recall", "F1"), rates)}
     if "pr_auc" in details:
-        # None, as JSON says NaN, is a class without an example.
-        columns["PR-AUC"] = details["pr_auc"]
+        # Not a number for a class without an example.
+        areas = [number(area) for area in details["pr_auc"]]
+        columns["PR-AUC"] = [area if area == area else None for area in areas]
     by_class = Table("", tuple(columns), tuple(zip(*columns.values())))
     drawn = plot.confusion_matrix(matrix, labels, title=f"Confusion matrix, {split}")
     caption = f"{split}: rows are labels, columns predictions, shaded by share of the row."
@@ -73,8 +74,8 @@ def scatter(split: str, points: dict[str, list[float]]) -> Block:
     """Predicted numbers over true ones."""
     drawn = plot.scatter(
         f"Predictions, {split}",
-        points["label"],
-        points["prediction"],
+        [number(value) for value in points["label"]],
+        [number(value) for value in points["prediction"]],
         xlabel="label",
         ylabel="predicted",
     )

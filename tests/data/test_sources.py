@@ -343,3 +343,62 @@ def test_real_files_have_the_rows_they_are_known_to_have():
     mrpc = read_rows(f"tsv:{DATA}/glue/MRPC/msr_paraphrase_train.txt.xz")
     assert len(mrpc) == 4_076
     assert set(mrpc[0]) == {"Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"}
+
+
+PARTS = {"train": [["a b", "x"], ["c", "y"]], "odd": [["only one"]], "more": [{"text": "d"}]}
+
+
+def test_a_path_goes_on_into_an_object_of_lists(tmp_path):
+    path = tmp_path / "all.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(PARTS, indent=1).encode()))
+    rows = read_rows(f"{path}/train", columns=("text", "label"))
+    assert list(rows) == [{"text": "a b", "label": "x"}, {"text": "c", "label": "y"}]
+    assert [rows.where(i) for i in range(2)] == [f"{path}/train:{line}" for line in (3, 7)]
+    both = read_rows(f"{path}/train,{path}/more", columns=("text", "label"), need=("text",))
+    assert [row["text"] for row in both] == ["a b", "c", "d"]
+    assert signature(f"{path}/train") == signature(str(path))
+    for part, reason in {
+        "odd": "all.json.gz/odd:13: 1 columns, expected 2",
+        "nothing": "no key 'nothing' among train, odd, more",
+    }.items():
+        with pytest.raises(DataError, match=reason):
+            read_rows(f"{path}/{part}", columns=("text", "label"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('["a"]', "expected an object with 'train'"),
+        ('{"train" [["a", "b"]]}', "expected a colon"),
+        ('{"dev": [1,, 2]}', "broken JSON"),
+        ('{"train": {"a": 1}}', "expected a list of objects"),
+        ('{"train": [["a", "b"]', "expected a comma or the closing bracket"),
+        ("", "holds no rows"),
+    ],
+)
+def test_a_broken_object_of_lists_is_named(tmp_path, text, reason):
+    (tmp_path / "all.json").write_text(text)
+    with pytest.raises(DataError, match=f"all.json.*: .*{reason}"):
+        read_rows(f"{tmp_path}/all.json/train", columns=("text", "label"))
+
+
+def test_a_path_goes_on_into_an_archive(tmp_path):
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, rows in (("train.tsv", ROWS[:3]), ("deep/dev.tsv", ROWS[3:])):
+            archive.writestr(name, written("tsv", rows))
+    assert list(read_rows(f"{path}/train.tsv")) == ROWS[:3]
+    rows = read_rows(f"{path}/deep/dev.tsv")
+    assert (list(rows), rows.where(0)) == (ROWS[3:], f"{path}/deep/dev.tsv:2")
+    assert len(read_rows(str(path))) == 4
+    with pytest.raises(DataError, match=r"all.zip:1: the archive has no member 'test.tsv'"):
+        read_rows(f"{path}/test.tsv")
+    (tmp_path / "rows.tsv").write_bytes(written("tsv", ROWS))
+    with pytest.raises(DataError, match=r"only of a .zip or of a .json can a part be named"):
+        read_rows(f"{tmp_path}/rows.tsv/train")
+
+
+def test_records_without_names_take_those_of_the_columns(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('["a", "x"]\n["b", "y"]\n')
+    rows = read_rows(str(tmp_path / "rows.jsonl"), columns=("text", "label"))
+    assert list(rows) == [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]

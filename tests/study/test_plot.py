@@ -32,6 +32,7 @@ FIGURES = {
     "curves": draw_curves,
     "log": lambda: draw_curves(log_x=True, log_y=True),
     "bars": lambda: plot.bars("b", {"a": Summary.of([1, 2]), "$": 0.5}, ylabel="score"),
+    "scatter": lambda: plot.scatter("s", [1, 2, np.nan], [1, 3, 0], xlabel="$x$", ylabel="y"),
     "confusion": lambda: plot.confusion_matrix([[5, 1], [0, 3]], ["no", "yes"]),
 }
 

@@ -264,3 +264,26 @@ def test_the_template_is_in_the_package():
         r"<!doctype html>", (Path(report.__file__).parent / "page.html.j2").read_text()
     )
     assert show(None) == "–"
+
+
+def test_numbers_are_a_scatter_and_the_largest_errors():
+    details = {
+        "points": {"label": [1.0, 4.0], "prediction": [1.5, 2.0]},
+        "mistakes": [
+            {"id": 0, "label": 1.0, "prediction": 1.5, "error": 0.5, "text": "near"},
+            {"id": 1, "label": 4.0, "prediction": 2.0, "error": 2.0, "text": "far"},
+        ],
+    }
+    figure, table = sections.detail_blocks("dev", details)
+    assert isinstance(figure, Figure) and isinstance(table, Table)
+    assert table.rows == ((2.0, 4.0, 2.0, "far"), (0.5, 1.0, 1.5, "near"))
+    empty = {"points": {"label": [1.0], "prediction": ["nan"]}}
+    assert isinstance(sections.detail_blocks("dev", empty)[0], Figure)
+
+
+def test_areas_are_a_column_of_the_classes():
+    details = {"labels": ["a", "b"], "confusion": [[1, 0], [1, 2]], "pr_auc": [0.5, "nan"]}
+    (beside,) = sections.detail_blocks("dev", details)
+    by_class = beside.blocks[1]
+    assert by_class.columns[-1] == "PR-AUC"
+    assert [row[-1] for row in by_class.rows] == [0.5, None]
