@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from research.errors import ConfigError
 from research.runs import RunDirectory
-from research.study.records import rises
+from research.study.records import number, rises
 
 
 class Clock:
@@ -148,8 +149,10 @@ class Journal:
         if track not in metrics:
             raise ConfigError(f"track: no metric {track!r}, there are {', '.join(sorted(metrics))}")
         sign = 1.0 if rises(track) else -1.0
-        best = memory["best"]
-        if best is not None and not sign * metrics[track] > sign * best["metrics"][track]:
+        best = number(memory["best"]["metrics"][track]) if memory["best"] else math.nan
+        # A correlation may not be defined at first: any number is better than none.
+        defined = math.isnan(best) and not math.isnan(metrics[track])
+        if memory["best"] and not defined and not sign * metrics[track] > sign * best:
             memory["since_best"] += 1
             return False
         memory["best"] = memory["last"]
