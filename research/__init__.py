@@ -12,6 +12,8 @@ A batch is a dict of arrays (int32 unless said otherwise):
     tokens, positions, segments, types [B, T]   segments: 0 is padding, m + 1 the row's example m;
                                                 positions restart at 0 with every example
     words [B, T]                                number of the word within its example, -1 for none
+    tags [B, T]                                 of tagged words: the tag's number at a word's first
+                                                token, -1 elsewhere
     ids, starts, lengths, labels [B, M]         ids: the row of the data set, -1 for an empty place
     weights [B, M] float32                      0 for an empty place
 """

@@ -29,11 +29,11 @@ class Examples:
     """Encoded texts with what is to be learned of each.
 
     `slots`: arrays [examples, ...] that a batch holds as [B, M, ...], 0 at empty places; `cells`:
-    arrays [tokens, ...] that it holds as [B, T, ...], -1 at padding. `units` int64 [examples], ascending,
-    keeps examples together (the texts of a pair): an order shuffles units, and `batch_size` counts
-    them; None is one each. `draws` float64 [units] is how often an epoch of an endless stream draws
-    each beside the others; None is each once. `source` is what the rows were, for tasks that score
-    or tell by it; `dropped` counts the bad rows left out.
+    arrays [tokens, ...] that it holds as [B, T, ...], -1 at padding. `units` int64 [examples],
+    ascending, keeps examples together (the texts of a pair): an order shuffles units, and
+    `batch_size` counts them; None is one each. `draws` float64 [units] is how often an epoch of an
+    endless stream draws each beside the others; None is each once. `source` is what the rows were,
+    for tasks that score or tell by it; `dropped` counts the bad rows left out.
     """
 
     encoded: Encoded

@@ -148,10 +148,11 @@ class Tagged:
             "opens": edge.astype(np.int32),
             "closes": np.append(edge[1:], True).astype(np.int32),
         }
-        if self.intent is not None:
+        if source.intents:
             kinds = {name: i for i, name in enumerate(self.intent_names())}
-            given = np.array([kinds[name] for name in source.intents], np.int32)
-            slots["intents"] = given[row_of] if source.intents else np.zeros(len(row_of), np.int32)
+            slots["intents"] = np.array([kinds[name] for name in source.intents], np.int32)[row_of]
+        elif self.intent is not None:
+            slots["intents"] = np.zeros(len(row_of), np.int32)
         units = None if edge.all() else row_of
         return Examples(
             encoded=encoded, slots=slots, cells=cells, units=units, source=source, dropped=dropped

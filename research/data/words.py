@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import unicodedata
 from array import array
 from bisect import bisect_left, bisect_right
@@ -95,19 +96,27 @@ def pieces_of(
 ) -> dict[str, list[int]]:
     """The sub-words of every distinct word, at least one each."""
     distinct = list(dict.fromkeys(itertools.chain.from_iterable(sentences)))
+    before = space_before(tokenizer)
     found: dict[str, list[int]] = {}
     for start in range(0, len(distinct), CHUNK):
         chunk = distinct[start : start + CHUNK]
-        # As words of a text, so that byte-level tokenizers may mark where they begin.
-        for word, encoding in zip(
-            chunk,
-            tokenizer.encode_batch([[word] for word in chunk], True, add_special_tokens=False),
-        ):
+        given = [[before + word] for word in chunk]
+        encodings = tokenizer.encode_batch(given, True, add_special_tokens=False)
+        for word, encoding in zip(chunk, encodings):
             found[word] = encoding.ids or ([] if vocabulary.unk is None else [vocabulary.unk])
     for word, ids in found.items():
         if not ids:
             raise DataError(f"the tokenizer makes nothing of the word {word!r}")
     return found
+
+
+def space_before(tokenizer: Tokenizer) -> str:
+    """What must stand before a word so that it is cut as within a text: a space where the tokenizer
+    takes spaces as letters and adds none (byte-level BPE)."""
+    step = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+    steps = step.get("pretokenizers", [step])
+    bare = any(s.get("type") == "ByteLevel" and not s["add_prefix_space"] for s in steps)
+    return " " if bare else ""
 
 
 class Builder:

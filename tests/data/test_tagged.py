@@ -160,6 +160,14 @@ def test_files_beside_must_have_the_same_lines(folder: Path, tmp_path: Path) -> 
         tagged(folder, **(given | {"beside": ("seq.out",)})).open("train", 4)
 
 
+def test_new_rows_need_no_files_but_the_tokenizer(folder: Path) -> None:
+    data = tagged(folder, train="gone.conll", dev="gone.conll", intent="intent")
+    batch = data.encode_rows(["Bo met Ada Quill.", {"tokens": ["Bo"]}]).batch(0)
+    assert (batch["tags"] == 0).sum() == 6
+    assert not batch["weights"].any()
+    assert not batch["intents"].any()
+
+
 def test_new_rows_without_words_are_refused_with_their_line(folder: Path) -> None:
     data = tagged(folder)
     for row, reason in (

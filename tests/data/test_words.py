@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from research.data import vocabulary
 from research.data.words import encode_words, split_text, windows
@@ -105,6 +105,22 @@ def test_a_tokenizer_that_makes_nothing_of_a_word_says_so() -> None:
     bare.normalizer = vocabulary.normalizers.Strip()
     with pytest.raises(DataError, match="makes nothing of the word"):
         encode_words([["a", "  "]], bare, max_length=8, stride=0)
+
+
+def test_a_byte_level_tokenizer_cuts_words_as_within_a_text() -> None:
+    """The reference adds the space itself, as transformers asks of RoBERTa's."""
+    letters = "abĠ"
+    vocab = {letter: i for i, letter in enumerate(letters)} | {"Ġa": 3, "Ġab": 4, "ab": 5}
+    merges = [("Ġ", "a"), ("Ġa", "b"), ("a", "b")]
+    bare, reference = (Tokenizer(models.BPE(vocab, merges)) for _ in range(2))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words = ["ab", "b", "aab"]
+    found = encode_words([words], bare, max_length=20, stride=0)
+    wanted = reference.encode(words, is_pretokenized=True)
+    assert found.encoded.tokens.tolist() == wanted.ids == bare.encode(" ab b aab").ids
+    firsts = [wanted.word_ids.index(word) for word in range(3)]
+    assert np.flatnonzero(found.places >= 0).tolist() == firsts
 
 
 @given(st.text(max_size=60))
