@@ -38,8 +38,8 @@ def resolve(config: Config) -> Config:
     if config.microbatches > 1 and getattr(task, "whole_batch", False):
         instead = ": use task.chunks, which bounds the memory and changes nothing"
         raise ConfigError(
-            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares all "
-            f"examples of a batch{instead if hasattr(task, 'chunks') else ''}"
+            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares "
+            f"all examples of a batch{instead if hasattr(task, 'chunks') else ''}"
         )
     if getattr(data, "tokenizer", "") is None:
         data = dataclasses.replace(data, tokenizer=tokenizer_of(needed(config, "data.tokenizer")))
