@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from tagged_files import write_tagged
 
+from research.config import load
 from research.data import tags
 from research.data.lexicon import spell, word_tokenizer
 from research.data.tagged import Tagged
@@ -281,6 +283,23 @@ def test_real_corpora_hold_what_their_papers_say(
     assert {kind: found.count(kind) for kind in entities} == entities
     assert int((examples.cells["tags"] >= 0).sum()) == words
     assert examples.encoded.lengths.max() <= 64
+
+
+def test_atis_opens_as_its_config_says(tmp_path: Path) -> None:
+    """Every split, with the labels that train has not and the config names."""
+    home = DATA / "data" / "intent" / "atis"
+    if not home.is_dir() or not VOCABULARY.is_file():
+        pytest.skip(f"no {home}")
+    given = load(Path(__file__).parents[2] / "configs" / "atis.py")().data
+    sources = {split: f"txt:{home}/{split}/seq.in" for split in ("dev", "test")}
+    sources |= {"train": f"txt:{home}/train/seq.in.xz"}
+    data = dataclasses.replace(given, tokenizer=str(VOCABULARY), cache=str(tmp_path), **sources)
+    assert [data.open(split, 64).rows for split in ("train", "dev", "test")] == [4478, 500, 893]
+    assert len(data.intent_names()) == 21 + 5
+    assert len(data.tag_names()) == 1 + 2 * (79 + 4)
+    strict = dataclasses.replace(data, more_intents=())
+    with pytest.raises(DataError, match=r"dev/seq\.in:\d+: label 'atis_airfare#atis_flight_time'"):
+        strict.open("dev", 64)
 
 
 def test_real_vectors(tmp_path: Path) -> None:
