@@ -4,7 +4,8 @@
     ... --data.train conll:eng.train --data.dev conll:eng.testa --data.test conll:eng.testb
 
 Without `--data.vectors` the words start from random vectors. Device: two CPU cores, or one GPU with
-the same command.
+the same command. With `--epochs 5` and no vectors expect dev F1 0.77, 0.87 and 0.88 after the first
+three, about 40 s each on two busy cores.
 """
 
 from research.config import Config
