@@ -22,6 +22,7 @@ def config() -> Config:
         optim=Optim(learning_rate=5e-5, schedule="linear", warmup=0.1, weight_decay=0.01),
         epochs=2,
         batch_size=32,
-        evals=(HeldOut(split="dev", tune=True),),
+        evals=(HeldOut(split="dev", batch_size=32, tune=True),),
+        save_every=500,
         track="dev/f1",
     )
