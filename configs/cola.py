@@ -7,6 +7,7 @@ The files have four columns and no header; GLUE's train.tsv and dev.tsv are the 
 is tuned for Matthews' correlation on dev, which is reported at it.
 
 Device: two CPU cores, or one GPU with the same command. BERT-base reaches 0.52 to 0.60 MCC.
+all-MiniLM-L6-v2 learns nothing from the first 640 rows (0.11 MCC, 0.51 AUROC): take all of them.
 """
 
 from research.config import Config
