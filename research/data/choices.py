@@ -11,74 +11,35 @@ from typing import Any
 import numpy as np
 
 from research.data import cache
-from research.data.batches import Arrangement, Batches, Examples
+from research.data.batches import Examples
+from research.data.dataset import BLANK, Dataset, Signature
 from research.data.formats import Quoting
-from research.data.pack import Layout
-from research.data.sources import Rows, keep_good, read_rows, signature
-from research.data.texts import BLANK, Signature
+from research.data.sources import Rows, keep_good, read_rows
 from research.data.tokenize import Encoded, encode
-from research.data.vocabulary import Vocabulary, tokenizer_of
+from research.data.vocabulary import tokenizer_of
 from research.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
+class Choices(Dataset):
     """Multiple choice from rows (see `read_rows` for what `train`, `dev` and `test` may be).
 
     `question` and `answer` name columns, and `choices` those of the choices, of which a row may
     leave some empty; the answer is the name of one of the others. A question's choices are a unit:
-    `batch_size` counts questions. All other fields are those of `Texts`.
+    `batch_size` counts questions. All other fields are those of `Dataset`.
     """
 
-    train: str
-    dev: str = ""
-    test: str = ""
     question: str = "question"
     choices: tuple[str, ...] = ("A", "B", "C", "D")
     answer: str = "answer"
     columns: tuple[str, ...] = ()
     quoting: Quoting = "auto"
-    tokenizer: str | None = None
-    max_length: int = 128
-    limit: int | None = None
-    layout: Layout = "packed"
-    row_length: int | None = None
-    shapes: int = 2
-    max_bad_rows: int = 0
-    cache: str = ""
 
-    def open(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        multiple: int = 1,
-        host: tuple[int, int] = (0, 1),
-    ) -> Batches:
-        """A shuffled stream of `steps` steps, or without them one pass in the order of the file.
+    def examples(self, split: str) -> Examples:
+        """See `Dataset.examples`."""
+        return examples_of(self, split, self.signature(split))
 
-        Raises DataError "file:line: reason", and ConfigError for settings that do not fit.
-        """
-        return Batches(
-            examples_of(self, split, self.signature(split)),
-            batch_size,
-            steps=steps,
-            seed=seed,
-            multiple=multiple,
-            host=host,
-            arrangement=self.arrangement,
-        )
-
-    def encode_rows(
-        self,
-        rows: Sequence[Any],
-        batch_size: int = 128,
-        *,
-        multiple: int = 1,
-        where: tuple[str, int] = ("rows", 1),
-    ) -> Batches:
+    def new_examples(self, rows: Sequence[Any], where: tuple[str, int]) -> Examples:
         """New questions in their order, without answers: unit i is row i.
 
         A row is a dict with the question and its choices. Raises DataError naming the row that is
@@ -92,12 +53,7 @@ class Choices:
         for i, row in enumerate(given):
             if reason := self.fault(row, answered=False):
                 raise DataError(f"{given.where(i)}: {reason}")
-        examples = encode_choices(self, given, keep=False, answered=False)
-        return Batches(examples, batch_size, multiple=multiple, arrangement=self.arrangement)
-
-    def facts(self) -> dict[str, object]:
-        """What a task may want to know of the tokenizer: see `Vocabulary.facts`."""
-        return self.vocabulary.facts()
+        return encode_choices(self, given, keep=False, answered=False)
 
     def text_of(self, split: str, example: int) -> Mapping[str, str]:
         """The row that an example (the `ids` of a batch) is from, for reports."""
@@ -116,43 +72,11 @@ class Choices:
         """The columns of a question."""
         return ", ".join((self.question, *self.choices))
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Facts of the tokenizer."""
-        return tokenizer_of(self.needed_tokenizer())[1]
-
-    @property
-    def arrangement(self) -> Arrangement:
-        """How examples become arrays."""
-        return Arrangement(layout=self.layout, row_length=self.row_length, shapes=self.shapes)
-
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""
-        for name in ("limit", "row_length", "shapes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} is {value}, but must be positive")
+        super().check()
         if len(set(self.choices)) < max(2, len(self.choices)):
             raise ConfigError("data.choices must name two columns or more, each once")
-
-    def needed_tokenizer(self) -> str:
-        """The tokenizer. Raises ConfigError where none is set."""
-        if self.tokenizer is None:
-            raise ConfigError("data.tokenizer is not set; expected a directory, a file or an id")
-        return self.tokenizer
-
-    def source(self, split: str) -> str:
-        """What a split is read from. Raises ConfigError for one that is not set."""
-        if split not in ("train", "dev", "test"):
-            raise ConfigError(f"data: there is no split {split!r}; there are train, dev and test")
-        source: str = getattr(self, split)
-        if not source:
-            raise ConfigError(f"data.{split} is not set; expected a path")
-        return source
-
-    def signature(self, split: str) -> Signature:
-        """Equal while the files of a split are unchanged."""
-        return signature(self.source(split))
 
     def offered(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """The choices that a row has."""

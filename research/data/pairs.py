@@ -11,20 +11,19 @@ from typing import Any, Literal
 import numpy as np
 
 from research.data import cache, labels
-from research.data.batches import Arrangement, Batches, Examples
+from research.data.batches import Examples
+from research.data.dataset import BLANK, SPLITS, Dataset, Signature
 from research.data.formats import Quoting, Row
-from research.data.pack import Layout
-from research.data.sources import Rows, read_rows, signature
-from research.data.texts import BLANK, Signature, keep_good, tokenizer_of
+from research.data.sources import Rows, keep_good, read_rows
 from research.data.tokenize import Encoded, encode
+from research.data.vocabulary import tokenizer_of
 from research.errors import ConfigError, DataError
 
 ANCHOR, POSITIVE, NEGATIVE = 0, 1, 2
-SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
+class Pairs(Dataset):
     """Rows of texts, each text an example, the texts of a row a unit (see `Examples`).
 
     `train`, `dev` and `test` are sources as for `read_rows`. A row has an `anchor`, a `positive`
@@ -33,15 +32,12 @@ class Pairs:
     column `where[0]` are used. The splits in `scored` hold `first`, `second` and a `score` in
     `score_range` instead, which is mapped onto [0, 1]; their columns are `scored_columns` where
     there is no header, and rows without a score are refused or left out (`unscored`). The other
-    fields are those of `Texts`; `limit` is in rows.
+    fields are those of `Dataset`; `limit` is in rows.
 
     Slots: `roles` (0 anchor, 1 positive, 2 negative), `pairs` (the row), `texts` (equal for equal
     texts), `weights`, and of scored splits `scores`; single texts have neither roles nor pairs.
     """
 
-    train: str = ""
-    dev: str = ""
-    test: str = ""
     anchor: str = "anchor"
     positive: str | None = "positive"
     negatives: tuple[str, ...] = ()
@@ -55,47 +51,12 @@ class Pairs:
     scored_columns: tuple[str, ...] = ()
     unscored: Literal["refuse", "leave-out"] = "refuse"
     quoting: Quoting = "auto"
-    tokenizer: str | None = None
-    max_length: int = 128
-    limit: int | None = None
-    layout: Layout = "packed"
-    row_length: int | None = None
-    shapes: int = 2
-    max_bad_rows: int = 0
-    cache: str = ""
 
-    def open(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        multiple: int = 1,
-        host: tuple[int, int] = (0, 1),
-    ) -> Batches:
-        """A shuffled stream of `steps` steps of `batch_size` rows, or one pass in their order.
+    def examples(self, split: str) -> Examples:
+        """See `Dataset.examples`."""
+        return examples_of(self, split, self.signature(split))
 
-        Raises DataError "file:line: reason", and ConfigError for settings that do not fit.
-        """
-        return Batches(
-            examples_of(self, split, self.signature(split)),
-            batch_size,
-            steps=steps,
-            seed=seed,
-            multiple=multiple,
-            host=host,
-            arrangement=self.arrangement,
-        )
-
-    def encode_rows(
-        self,
-        rows: Sequence[Any],
-        batch_size: int = 128,
-        *,
-        multiple: int = 1,
-        where: tuple[str, int] = ("rows", 1),
-    ) -> Batches:
+    def new_examples(self, rows: Sequence[Any], where: tuple[str, int]) -> Examples:
         """New rows in their order: a text, or a dict with one or both columns of a pair.
 
         Raises DataError naming the row that has no text; `where` is the file and the line of the
@@ -113,13 +74,12 @@ class Pairs:
         if len(encoded.blank):
             number = where[1] + int(units[encoded.blank[0]])
             raise DataError(f"{where[0]}:{number}: {BLANK}")
-        examples = Examples(
+        return Examples(
             encoded=dataclasses.replace(encoded, row_of=units),
             slots=slots_of(texts, units, roles, None),
             units=units,
             source=[list(named.values()) for named in given],
         )
-        return Batches(examples, batch_size, multiple=multiple, arrangement=self.arrangement)
 
     def texts_of(self, row: Any) -> dict[str, Any]:
         """One or two texts of a new row by name: of a scored pair, or else anchor and positive."""
@@ -129,10 +89,6 @@ class Pairs:
         if self.first in row:
             one, two = self.first, self.second
         return {one: row.get(one)} | ({two: row[two]} if two is not None and two in row else {})
-
-    def facts(self) -> dict[str, object]:
-        """What a task may want to know of the tokenizer: see `Vocabulary.facts`."""
-        return tokenizer_of(self.needed_tokenizer())[1].facts()
 
     def text_of(self, split: str, example: int) -> Row:
         """All texts of the row that an example (the `ids` of a batch) is from, for reports."""
@@ -149,17 +105,9 @@ class Pairs:
             return (self.first, self.second)
         return (self.anchor, *(() if self.positive is None else (self.positive,)), *self.negatives)
 
-    @property
-    def arrangement(self) -> Arrangement:
-        """How examples become arrays."""
-        return Arrangement(layout=self.layout, row_length=self.row_length, shapes=self.shapes)
-
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""
-        for name in ("limit", "row_length", "shapes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} is {value}, but must be positive")
+        super().check()
         if self.negatives and self.positive is None:
             raise ConfigError("data.negatives are given, but with data.positive None there is none")
         if len(self.where) not in (0, 2):
@@ -169,25 +117,6 @@ class Pairs:
         for split in self.scored:
             if split not in SPLITS:
                 raise ConfigError(f"data.scored: {split!r} is none of {', '.join(SPLITS)}")
-
-    def needed_tokenizer(self) -> str:
-        """The tokenizer. Raises ConfigError where none is set."""
-        if self.tokenizer is None:
-            raise ConfigError("data.tokenizer is not set; expected a directory, a file or an id")
-        return self.tokenizer
-
-    def source(self, split: str) -> str:
-        """What a split is read from. Raises ConfigError for one that is not set."""
-        if split not in SPLITS:
-            raise ConfigError(f"data: there is no split {split!r}; there are train, dev and test")
-        source: str = getattr(self, split)
-        if not source:
-            raise ConfigError(f"data.{split} is not set; expected a path")
-        return source
-
-    def signature(self, split: str) -> Signature:
-        """Equal while the files of a split are unchanged."""
-        return signature(self.source(split))
 
     def tokens(self, texts: Sequence[str], *, keep: bool) -> Encoded:
         """The tokens of single texts."""

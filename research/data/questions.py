@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from research.data import cache, squad
-from research.data.batches import Arrangement, Batches, Examples
+from research.data.batches import Examples
+from research.data.dataset import BLANK, Dataset, Signature
 from research.data.formats import Row, half_pair
-from research.data.pack import Layout
-from research.data.sources import Rows, keep_good, read_rows, signature
-from research.data.vocabulary import Vocabulary, tokenizer_of
+from research.data.sources import Rows, keep_good, read_rows
+from research.data.vocabulary import tokenizer_of
 from research.data.windows import Windows, cut
 from research.errors import ConfigError, DataError
 
-Signature = tuple[tuple[str, int, int], ...]
-BLANK = "the question or its context has no tokens"
 UNMARKED = "the answer has no tokens"
 
 
@@ -36,68 +34,30 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions:
+class Questions(Dataset):
     """Questions from files in the format of SQuAD (see `read_rows` for what a source may be).
 
     Where `dev` is not set it is `holdout` of the questions of `train`, by whole articles: they are
     drawn by `holdout_seed` and their titles, and training sees none of them. An example is a window
     of at most `max_length` tokens, a question of at most `max_question` and a stretch of its
     context, `stride` tokens of the context after the one before it (Devlin et al., 2019). Of
-    `train` only the first `limit` questions are used. The other fields are those of `Texts`.
+    `train` only the first `limit` questions are used. The other fields are those of `Dataset`.
 
     Slots: `start` and `end`, the places of the first of the answers in the window, 0 (its first
     token) where it is not there, and `weights`; cells: `context`, 1 for a token of the context.
     """
 
-    train: str
-    dev: str = ""
-    test: str = ""
     holdout: float = 0.0
     holdout_seed: int = 0
-    tokenizer: str | None = None
     max_length: int = 384
     max_question: int = 64
     stride: int = 128
-    limit: int | None = None
-    layout: Layout = "packed"
-    row_length: int | None = None
-    shapes: int = 2
-    max_bad_rows: int = 0
-    cache: str = ""
 
-    def open(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        multiple: int = 1,
-        host: tuple[int, int] = (0, 1),
-    ) -> Batches:
-        """A shuffled stream of `steps` steps of windows, or one pass in the order of the file.
+    def examples(self, split: str) -> Examples:
+        """See `Dataset.examples`."""
+        return examples_of(self, split, self.signature(split))
 
-        Raises DataError "file:line: article, paragraph, question: reason", and ConfigError for
-        settings that do not fit.
-        """
-        return Batches(
-            examples_of(self, split, self.signature(split)),
-            batch_size,
-            steps=steps,
-            seed=seed,
-            multiple=multiple,
-            host=host,
-            arrangement=self.arrangement,
-        )
-
-    def encode_rows(
-        self,
-        rows: Sequence[Any],
-        batch_size: int = 128,
-        *,
-        multiple: int = 1,
-        where: tuple[str, int] = ("rows", 1),
-    ) -> Batches:
+    def new_examples(self, rows: Sequence[Any], where: tuple[str, int]) -> Examples:
         """The windows of new rows, in their order: dicts with the texts `question` and `context`.
 
         Raises DataError naming the row that lacks one; `where` is the file and the line of the
@@ -112,8 +72,7 @@ class Questions:
         windows = self.cut(given, [None] * len(given), keep=False)
         if len(windows.encoded.blank):
             raise DataError(f"{given.where(int(windows.encoded.blank[0]))}: {BLANK}")
-        examples = as_examples(Asked(rows=given, windows=windows, answers=[()] * len(given)), 0)
-        return Batches(examples, batch_size, multiple=multiple, arrangement=self.arrangement)
+        return as_examples(Asked(rows=given, windows=windows, answers=[()] * len(given)), 0)
 
     def facts(self) -> dict[str, object]:
         """What a task may want to know: `unanswerable`, whether some question of train has no
@@ -124,7 +83,7 @@ class Questions:
 
     def text_of(self, split: str, example: int) -> Row:
         """The row that an example (the `ids` of a batch) is from, for reports."""
-        examples = examples_of(self, split, self.signature(split))
+        examples = self.examples(split)
         row: Row = examples.source.rows[int(examples.encoded.row_of[example])]
         return row
 
@@ -133,48 +92,21 @@ class Questions:
         row = self.text_of(split, example)
         return f"{row['question']} | {row['context']}"
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Facts of the tokenizer."""
-        return tokenizer_of(self.needed_tokenizer())[1]
-
-    @property
-    def arrangement(self) -> Arrangement:
-        """How examples become arrays."""
-        return Arrangement(layout=self.layout, row_length=self.row_length, shapes=self.shapes)
-
     def check(self) -> None:
         """Raises ConfigError for values out of range."""
-        for name in ("max_length", "max_question", "stride", "limit", "row_length", "shapes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} is {value}, but must be positive")
+        super().check()
+        self.check_positive("max_length", "max_question", "stride")
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"data.holdout is {self.holdout}, but must be in [0, 1)")
 
-    def needed_tokenizer(self) -> str:
-        """The tokenizer. Raises ConfigError where none is set."""
-        if self.tokenizer is None:
-            raise ConfigError("data.tokenizer is not set; expected a directory, a file or an id")
-        return self.tokenizer
-
     def source(self, split: str) -> str:
-        """What a split is read from. Raises ConfigError for one that is not set."""
-        if split not in ("train", "dev", "test"):
-            raise ConfigError(f"data: there is no split {split!r}; there are train, dev and test")
-        source: str = getattr(self, "train" if split == "dev" and self.splits_train else split)
-        if not source:
-            raise ConfigError(f"data.{split} is not set; expected a path")
-        return source
+        """See `Dataset.source`; dev may be articles of train's."""
+        return super().source("train" if split == "dev" and self.splits_train else split)
 
     @property
     def splits_train(self) -> bool:
         """Whether dev is articles of train's."""
         return not self.dev and self.holdout > 0
-
-    def signature(self, split: str) -> Signature:
-        """Equal while the files of a split are unchanged."""
-        return signature(self.source(split))
 
     def cut(self, rows: Rows, answers: Sequence[tuple[int, int] | None], *, keep: bool) -> Windows:
         """The windows of rows."""

@@ -10,25 +10,22 @@ from typing import Any, Literal
 import numpy as np
 
 from research.data import cache, labels, tags
-from research.data.batches import Arrangement, Batches, Examples
+from research.data.batches import Examples
 from research.data.beside import add_columns
+from research.data.dataset import SPLITS, Dataset, Signature
 from research.data.formats import Row
 from research.data.lexicon import keep, size_of, spell, word_tokenizer
-from research.data.pack import Layout
 from research.data.sentences import Sentences, new_sentence, of_kinds, sound, values_of
 from research.data.sources import Rows, keep_good, read_rows, signature
 from research.data.tags import Scheme
 from research.data.vectors import open_vectors
-from research.data.vocabulary import Vocabulary, tokenizer_of
+from research.data.vocabulary import tokenizer_of
 from research.data.words import encode_words
 from research.errors import ConfigError
 
-Signature = tuple[tuple[str, int, int], ...]
-SPLITS = ("train", "dev", "test")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Tagged:
+class Tagged(Dataset):
     """Rows with a list of words and one of their tags (see `read_rows` for the sources).
 
     `tokens`, `tags` and `intent` name columns: of .conll files, where `columns` names them all, of
@@ -41,12 +38,9 @@ class Tagged:
     `tokenizer` as for `load_tokenizer`, or "words:30000": the most frequent words of train that
     occur twice, and those of any split that have a vector in `vectors`, a GloVe text file, which
     are what the trunk's table starts from. `characters` is how many of a word's bytes the batches
-    hold. The other fields are those of `Texts`.
+    hold. The other fields are those of `Dataset`.
     """
 
-    train: str
-    dev: str = ""
-    test: str = ""
     tokens: str = "tokens"
     tags: str = "tags"
     intent: str | None = None
@@ -58,50 +52,15 @@ class Tagged:
     more_types: tuple[str, ...] = ()
     intents: tuple[str, ...] = ()
     more_intents: tuple[str, ...] = ()
-    tokenizer: str | None = None
     vectors: str = ""
     characters: int = 0
-    max_length: int = 128
     stride: int = 32
-    limit: int | None = None
-    layout: Layout = "packed"
-    row_length: int | None = None
-    shapes: int = 2
-    max_bad_rows: int = 0
-    cache: str = ""
 
-    def open(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        multiple: int = 1,
-        host: tuple[int, int] = (0, 1),
-    ) -> Batches:
-        """A shuffled stream of `steps` steps of `batch_size` sentences, or one pass in order.
+    def examples(self, split: str) -> Examples:
+        """See `Dataset.examples`."""
+        return examples_of(self, split, self.signature(split))
 
-        Raises DataError "file:line: reason", and ConfigError for settings that do not fit.
-        """
-        return Batches(
-            examples_of(self, split, self.signature(split)),
-            batch_size,
-            steps=steps,
-            seed=seed,
-            multiple=multiple,
-            host=host,
-            arrangement=self.arrangement,
-        )
-
-    def encode_rows(
-        self,
-        rows: Sequence[Any],
-        batch_size: int = 128,
-        *,
-        multiple: int = 1,
-        where: tuple[str, int] = ("rows", 1),
-    ) -> Batches:
+    def new_examples(self, rows: Sequence[Any], where: tuple[str, int]) -> Examples:
         """New rows in their order: a text, which is split into words (`split_text`), or a dict with
         `tokens`, a list of words, or with a "text".
 
@@ -114,10 +73,9 @@ class Tagged:
             spans.append(found)
             words.append([text[start:end] for start, end in found])
         source = Sentences(words=words, texts=texts, spans=spans)
-        examples = self.examples(source, keep=False)
-        return Batches(examples, batch_size, multiple=multiple, arrangement=self.arrangement)
+        return self.as_examples(source, keep=False)
 
-    def examples(self, source: Sentences, *, keep: bool, dropped: int = 0) -> Examples:
+    def as_examples(self, source: Sentences, *, keep: bool, dropped: int = 0) -> Examples:
         """Sentences as a batch holds them.
 
         Cells: `tags`, the number of a word's tag at its first token and -1 elsewhere, and
@@ -163,11 +121,6 @@ class Tagged:
         facts = {"labels": self.tag_names(), "scheme": self.target}
         return facts | {"intents": self.intent_names()} | self.vocabulary.facts()
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Facts of the tokenizer."""
-        return tokenizer_of(self.needed_tokenizer())[1]
-
     def text_of(self, split: str, example: int) -> Row:
         """The row that an example (the `ids` of a batch) is from, for reports."""
         return {self.tokens: self.quote(split, example)}
@@ -189,17 +142,9 @@ class Tagged:
         known = self.intents or train_intents(self, self.signature("train"))
         return tuple(dict.fromkeys((*known, *self.more_intents)))
 
-    @property
-    def arrangement(self) -> Arrangement:
-        """How examples become arrays."""
-        return Arrangement(layout=self.layout, row_length=self.row_length, shapes=self.shapes)
-
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""
-        for name in ("limit", "row_length", "shapes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} is {value}, but must be positive")
+        super().check()
         for name in ("characters", "stride"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}, but must not be negative")
@@ -211,26 +156,12 @@ class Tagged:
     def needed_tokenizer(self) -> str:
         """The tokenizer; one of words is made where there is none yet. Raises ConfigError where
         none is set."""
-        if self.tokenizer is None:
-            raise ConfigError("data.tokenizer is not set; expected a directory, a file or an id")
-        if not self.tokenizer.startswith("words:"):
-            return self.tokenizer
+        given = super().needed_tokenizer()
+        if not given.startswith("words:"):
+            return given
         splits = [split for split in SPLITS if getattr(self, split)]
         found = tuple(self.signature(split) for split in splits)
         return lexicon_of(self, found, signature(self.vectors) if self.vectors else ())
-
-    def source(self, split: str) -> str:
-        """What a split is read from. Raises ConfigError for one that is not set."""
-        if split not in SPLITS:
-            raise ConfigError(f"data: there is no split {split!r}; there are train, dev and test")
-        source: str = getattr(self, split)
-        if not source:
-            raise ConfigError(f"data.{split} is not set; expected a path")
-        return source
-
-    def signature(self, split: str) -> Signature:
-        """Equal while the files of a split are unchanged."""
-        return signature(self.source(split))
 
 
 @functools.lru_cache(maxsize=8)
@@ -280,7 +211,7 @@ def examples_of(data: Tagged, split: str, found: Signature) -> Examples:
         tags=[tags.convert(values_of(row[data.tags]), data.target) for row in rows],
         intents=[row[data.intent] for row in rows] if data.intent is not None else [],
     )
-    return data.examples(source, keep=True, dropped=len(rows.dropped))
+    return data.as_examples(source, keep=True, dropped=len(rows.dropped))
 
 
 @functools.lru_cache(maxsize=8)

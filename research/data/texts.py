@@ -10,36 +10,28 @@ from typing import Any, Literal
 import numpy as np
 
 from research.data import cache, labels
-from research.data.batches import Arrangement, Batches, Examples
+from research.data.batches import Arrangement, Examples
+from research.data.dataset import BLANK, Dataset, Signature
 from research.data.formats import Quoting, Row
-from research.data.pack import Layout
-from research.data.sources import Rows, keep_good, read_rows, signature
-from research.data.tokenize import Encoded, Vocabulary, encode
+from research.data.sources import Rows, keep_good, read_rows
+from research.data.tokenize import Encoded, encode
 from research.data.vocabulary import tokenizer_of
 from research.errors import ConfigError, DataError
 
-Signature = tuple[tuple[str, int, int], ...]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Texts:
+class Texts(Dataset):
     """Texts from rows (see `read_rows` for what `train`, `dev` and `test` may be).
 
     `text`, `pair` and `label` name columns. `labels` are the classes in order; left out, those of
     `train`, sorted, numbers by value; with `multilabel` a cell holds any number of them, divided by
     `separator` or as a JSON list; with `regression` the label is a number, within `limits` if set.
-    `tokenizer` as for `load_tokenizer`; None takes that of the config's `init_from`. An example has
-    at most `max_length` tokens: `long` says whether a longer text is truncated or split into
-    several examples. Of `train` only the first `limit` rows are used, or `shots` of each label,
-    drawn by `shot_seed`; `resample` draws its labels more evenly (see `labels.draws`), an epoch
-    staying as long. `words` adds word numbers to the batches. `row_length` is T, chosen by cost
-    where None, and `shapes` the most values of B. Up to `max_bad_rows` bad rows of a split are left
-    out. `cache`: where tokens are kept, by default `$GRAFT_CACHE` or ~/.cache/graft.
+    `long` says whether a text of more than `max_length` tokens is truncated or split into several
+    examples. Of `train` only `limit` rows are used, or `shots` of each label, drawn by `shot_seed`;
+    `resample` draws its labels more evenly (see `labels.draws`), an epoch staying as long. `words`
+    adds word numbers to the batches. The other fields are those of `Dataset`.
     """
 
-    train: str
-    dev: str = ""
-    test: str = ""
     text: str = "text"
     pair: str | None = None
     label: str | None = "label"
@@ -50,52 +42,17 @@ class Texts:
     separator: str = ","
     columns: tuple[str, ...] = ()
     quoting: Quoting = "auto"
-    tokenizer: str | None = None
-    max_length: int = 128
     long: Literal["truncate", "split"] = "truncate"
-    limit: int | None = None
     shots: int | None = None
     shot_seed: int = 0
     resample: float = 0.0
     words: bool = False
-    layout: Layout = "packed"
-    row_length: int | None = None
-    shapes: int = 3
-    max_bad_rows: int = 0
-    cache: str = ""
 
-    def open(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        multiple: int = 1,
-        host: tuple[int, int] = (0, 1),
-    ) -> Batches:
-        """A shuffled stream of `steps` steps, or without them one pass in the order of the file.
+    def examples(self, split: str) -> Examples:
+        """See `Dataset.examples`."""
+        return examples_of(self, split, self.signature(split))
 
-        Raises DataError "file:line: reason", and ConfigError for settings that do not fit.
-        """
-        return Batches(
-            examples_of(self, split, self.signature(split)),
-            batch_size,
-            steps=steps,
-            seed=seed,
-            multiple=multiple,
-            host=host,
-            arrangement=self.arrangement,
-        )
-
-    def encode_rows(
-        self,
-        rows: Sequence[Any],
-        batch_size: int = 128,
-        *,
-        multiple: int = 1,
-        where: tuple[str, int] = ("rows", 1),
-    ) -> Batches:
+    def new_examples(self, rows: Sequence[Any], where: tuple[str, int]) -> Examples:
         """New rows in their order, without labels: example i is row i, and its weight is 0.
 
         A row is a text or a dict with the text columns. Raises DataError naming the row that has no
@@ -113,8 +70,7 @@ class Texts:
         kind = np.float32 if self.regression else np.int32
         nothing = np.zeros(len(encoded.row_of))
         slots = {"labels": nothing.astype(kind), "weights": nothing.astype(np.float32)}
-        examples = Examples(encoded=encoded, slots=slots)
-        return Batches(examples, batch_size, multiple=multiple, arrangement=self.arrangement)
+        return Examples(encoded=encoded, slots=slots)
 
     def facts(self) -> dict[str, object]:
         """What a task may want to know.
@@ -156,11 +112,6 @@ class Texts:
         return self.label is not None and not self.regression and not self.multilabel
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """Facts of the tokenizer."""
-        return tokenizer_of(self.needed_tokenizer())[1]
-
-    @property
     def arrangement(self) -> Arrangement:
         """How examples become arrays."""
         return Arrangement(
@@ -169,10 +120,8 @@ class Texts:
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""
-        for name in ("limit", "shots", "row_length", "shapes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} is {value}, but must be positive")
+        super().check()
+        self.check_positive("shots")
         if (self.shots is not None or self.resample) and not self.one_label:
             name = "shots" if self.shots is not None else "resample"
             raise ConfigError(
@@ -182,25 +131,6 @@ class Texts:
             raise ConfigError("data.labels are given, but with data.regression there are none")
         if self.regression and self.multilabel:
             raise ConfigError("data.regression and data.multilabel cannot both be set")
-
-    def needed_tokenizer(self) -> str:
-        """The tokenizer. Raises ConfigError where none is set."""
-        if self.tokenizer is None:
-            raise ConfigError("data.tokenizer is not set; expected a directory, a file or an id")
-        return self.tokenizer
-
-    def source(self, split: str) -> str:
-        """What a split is read from. Raises ConfigError for one that is not set."""
-        if split not in ("train", "dev", "test"):
-            raise ConfigError(f"data: there is no split {split!r}; there are train, dev and test")
-        source: str = getattr(self, split)
-        if not source:
-            raise ConfigError(f"data.{split} is not set; expected a path")
-        return source
-
-    def signature(self, split: str) -> Signature:
-        """Equal while the files of a split are unchanged."""
-        return signature(self.source(split))
 
     def fault(self, row: Row) -> str | None:
         """What is wrong with the texts of a row."""
@@ -224,9 +154,6 @@ class Texts:
             long=long,
             keep_in=cache.directory(self.cache) if keep else None,
         )
-
-
-BLANK = "the text has no tokens"
 
 
 @functools.lru_cache(maxsize=8)

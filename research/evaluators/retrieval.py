@@ -11,9 +11,9 @@ import numpy as np
 
 from research import ranking, sharding
 from research.data import labels
+from research.data.dataset import Signature
 from research.data.pairs import Pairs
-from research.data.sources import Rows, read_rows, signature
-from research.data.texts import Signature, keep_good
+from research.data.sources import Rows, keep_good, read_rows, signature
 from research.errors import DataError
 from research.evaluate import Model, Scores
 from research.evaluators import features
