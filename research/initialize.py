@@ -93,6 +93,7 @@ def open_training(config: Config, mesh: Mesh) -> Any:
         steps=config.steps,
         seed=config.seed,
         multiple=sharding.row_shards(mesh) * pieces,
+        host=(jax.process_index(), jax.process_count()),
     )
 
 
