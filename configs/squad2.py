@@ -4,7 +4,9 @@
     ... --data.train dev-v2.0.json.xz                      one file: a fifth of its articles is dev
     ... --data.train train-v2.0.json --data.dev dev-v2.0.json
 
-Device: one GPU; two CPU cores for a subset (--data.limit 1000).
+Device: one GPU. On two busy CPU cores all-MiniLM-L6-v2 took 12 minutes for 1,000 questions, one
+epoch at 2e-4 and 1,263 questions of dev (32 steps): F1 0.489, which is that of never answering. So
+few teach it only how many questions have no answer; the whole of SQuAD 2.0 has not been trained.
 """
 
 from research.config import Config

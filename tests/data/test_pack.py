@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.pack import Plan, choose_rows, pack, plan, rescue, rows_spent, slots_of
+from research.data.pack import (
+    COMPILING,
+    WORTH,
+    Plan,
+    choose_rows,
+    pack,
+    plan,
+    rescue,
+    rows_spent,
+    slots_of,
+)
 from research.errors import ConfigError
 
 lengths_of = st.lists(st.integers(1, 12), min_size=1, max_size=40).map(np.array)
@@ -87,7 +97,7 @@ def test_row_counts_are_the_best_of_all_choices_compilation_included(needed, sha
     fewest = min(rows_spent(needed, sizes) for sizes in choices)
 
     def cost(sizes: list[int]) -> float:
-        return rows_spent(needed, sizes) + len(sizes) * fewest * max(0.02, 32 / steps)
+        return rows_spent(needed, sizes) + len(sizes) * fewest * max(WORTH, COMPILING / steps)
 
     found = choose_rows(needed, shapes, steps)
     assert len(found) <= shapes
