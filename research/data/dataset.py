@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ BLANK = "the text has no tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class Dataset(ABC):
     """Rows of files as examples; a subclass says what a row is.
 
     `train`, `dev` and `test` are sources as for `read_rows`. `tokenizer` as for `load_tokenizer`;
@@ -40,19 +41,19 @@ class Dataset:
     max_bad_rows: int = 0
     cache: str = ""
 
+    @abstractmethod
     def examples(self, split: str) -> Examples:
         """The examples of a split.
 
         Raises DataError "file:line: reason", and ConfigError for settings that do not fit.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def new_examples(self, rows: Sequence[Any], where: tuple[str, int]) -> Examples:
         """Examples of new rows, each a text or a dict, without labels; nothing is cached.
 
         Raises DataError naming the row that is none; `where` is the file and line of the first.
         """
-        raise NotImplementedError
 
     def open(
         self,

@@ -44,6 +44,21 @@ class Encoded:
     lost: int
     fingerprint: str
 
+    @classmethod
+    def of(cls, arrays: cache.Arrays, facts: dict[str, int], fingerprint: str) -> Encoded:
+        """What a builder made or the cache kept; where nothing is said, nothing was left out."""
+        return cls(
+            tokens=arrays["tokens"],
+            types=arrays["types"],
+            words=arrays["words"],
+            offsets=arrays["offsets"],
+            row_of=arrays["row_of"],
+            blank=arrays.get("blank", np.zeros(0, np.int64)),
+            truncated=facts.get("truncated", 0),
+            lost=facts["lost"],
+            fingerprint=fingerprint,
+        )
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 [examples]."""
@@ -122,17 +137,7 @@ def encode(
     arrays, facts = make() if keep_in is None else cache.load_or_make(keep_in / key, make)
     if len(arrays["tokens"]) and int(arrays["tokens"].max()) >= vocabulary.size:
         raise DataError(f"token ids reach {arrays['tokens'].max()}, expected < {vocabulary.size}")
-    return Encoded(
-        tokens=arrays["tokens"],
-        types=arrays["types"],
-        words=arrays["words"],
-        offsets=arrays["offsets"],
-        row_of=arrays["row_of"],
-        blank=arrays["blank"],
-        truncated=facts["truncated"],
-        lost=facts["lost"],
-        fingerprint=key,
-    )
+    return Encoded.of(arrays, facts, key)
 
 
 def content_key(texts: Sequence[str], pairs: Sequence[str] | None, settings: str) -> str:

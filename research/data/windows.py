@@ -84,17 +84,7 @@ def cut(
         return cutter.arrays(), facts
 
     arrays, facts = make() if keep_in is None else cache.load_or_make(keep_in / key, make)
-    encoded = Encoded(
-        tokens=arrays["tokens"],
-        types=arrays["types"],
-        words=arrays["words"],
-        offsets=arrays["offsets"],
-        row_of=arrays["row_of"],
-        blank=arrays["blank"],
-        truncated=facts["truncated"],
-        lost=facts["lost"],
-        fingerprint=key,
-    )
+    encoded = Encoded.of(arrays, facts, key)
     return Windows(encoded=encoded, **{name: arrays[name] for name in OWN})
 
 

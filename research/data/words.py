@@ -68,17 +68,7 @@ def encode_words(
         return builder.arrays(), {"lost": builder.lost}
 
     arrays, facts = make() if keep_in is None else cache.load_or_make(keep_in / key, make)
-    encoded = Encoded(
-        tokens=arrays["tokens"],
-        types=arrays["types"],
-        words=arrays["words"],
-        offsets=arrays["offsets"],
-        row_of=arrays["row_of"],
-        blank=np.zeros(0, np.int64),
-        truncated=0,
-        lost=facts["lost"],
-        fingerprint=key,
-    )
+    encoded = Encoded.of(arrays, facts, key)
     return Windows(encoded=encoded, places=arrays["places"])
 
 
