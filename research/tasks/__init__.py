@@ -26,8 +26,9 @@ class Task(Protocol):
 
     A class attribute `whole_batch` that is true refuses micro-batches: the loss compares examples.
     One called `resampled` names scores that are a function of any choice of examples, each on its
-    own: they get bootstrap intervals. A method `tuned(outputs, examples)`, where there is one,
-    gives fields that serve them best.
+    own: they get bootstrap intervals. So do those that a method `by_row(outputs, examples)`, where
+    there is one, tells as two sums a row, {name: (totals [rows], counts [rows])}. A method
+    `tuned(outputs, examples)`, where there is one, gives fields that serve the examples best.
     """
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:

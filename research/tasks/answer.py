@@ -149,9 +149,7 @@ class Answer(nn.Module):
         very questions, as evaluate-v2.0.py has it (Rajpurkar et al., 2018).
         """
         found, texts, graded = self.graded(outputs, examples)
-        spoken = np.array([self.answers(one) for one in found])
-        exact = np.where(spoken, graded.exact, ~graded.answerable)
-        overlap = np.where(spoken, graded.f1, ~graded.answerable)
+        spoken, exact, overlap = self.earned(found, graded)
         numbers = means | {"exact_match": float(exact.mean()), "f1": float(overlap.mean())}
         if self.unanswerable:
             numbers |= graded.by_kind(exact, overlap) | {"threshold": self.threshold}
@@ -161,6 +159,28 @@ class Answer(nn.Module):
         told = [text if speaks else "" for text, speaks in zip(texts, spoken)]
         wrong = np.flatnonzero(exact == 0)
         return numbers, {"mistakes": self.mistakes([(found[i], told[i]) for i in wrong], examples)}
+
+    def earned(
+        self, found: list[Found], graded: Graded
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each question whether a span is told, and the exact match and F1 of what is told."""
+        spoken = np.array([self.answers(one) for one in found])
+        exact = np.where(spoken, graded.exact, ~graded.answerable)
+        return spoken, exact, np.where(spoken, graded.f1, ~graded.answerable)
+
+    def by_row(
+        self, outputs: dict[str, Any], examples: Examples
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Exact match and F1 as two sums a question, over all and over those with an answer."""
+        found, _, graded = self.graded(outputs, examples)
+        _, exact, overlap = self.earned(found, graded)
+        earned = {"exact_match": exact, "f1": overlap}
+        every, some = np.ones(len(found)), graded.answerable
+        told = {name: (values * every, every) for name, values in earned.items()}
+        if self.unanswerable:
+            told |= {f"has_answer_{name}": (x * some, some) for name, x in earned.items()}
+            told["no_answer_accuracy"] = (exact * ~some, ~some)
+        return told
 
     def mistakes(
         self, wrong: list[tuple[Found, str]], examples: Examples, most: int = 20

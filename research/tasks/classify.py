@@ -33,7 +33,7 @@ class Pooled(nn.Module):
     pooler: bool = True
     dropout: float = 0.1
     per_token = ()
-    resampled = ("macro_f1", "micro_f1", "mcc")
+    resampled = ("accuracy", "macro_f1", "micro_f1", "mcc")
 
     def setup(self) -> None:
         self.check()

@@ -79,17 +79,32 @@ class IntentSlots(Tag):
         """`intent_accuracy`, and `exact_match`, the share of sentences with intent and all tags
         right, beside the scores of slots."""
         numbers, details = super().score(means, outputs, examples)
-        odds = outputs["intent"][first_windows(examples)]
-        labels = np.array([self.intents.index(name) for name in examples.source.intents])
-        guesses = odds.argmax(-1)
-        told = [row for row, _ in self.sentences(outputs, examples)]
-        same = [gold == guess for gold, guess in zip(examples.source.tags, told)]
+        labels, guesses, same = self.graded(outputs, examples)
         numbers |= {
             "intent_accuracy": float((guesses == labels).mean()),
-            "exact_match": float((np.array(same) & (guesses == labels)).mean()),
+            "exact_match": float((same & (guesses == labels)).mean()),
         }
         matrix = metrics.confusion(labels, guesses, len(self.intents))
         return numbers, details | {"labels": list(self.intents), "confusion": matrix.tolist()}
+
+    def graded(
+        self, outputs: dict[str, Any], examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each sentence the intent, the one told, and whether all tags are right: [rows] each."""
+        labels = np.array([self.intents.index(name) for name in examples.source.intents])
+        guesses = outputs["intent"][first_windows(examples)].argmax(-1)
+        told = [row for row, _ in self.sentences(outputs, examples)]
+        same = [gold == guess for gold, guess in zip(examples.source.tags, told)]
+        return labels, guesses, np.array(same)
+
+    def by_row(
+        self, outputs: dict[str, Any], examples: Examples
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Those of `Tag`, the intent's accuracy and the share of sentences wholly right."""
+        labels, guesses, same = self.graded(outputs, examples)
+        right, every = guesses == labels, np.ones(len(labels))
+        own = {"intent_accuracy": (right, every), "exact_match": (right & same, every)}
+        return super().by_row(outputs, examples) | own
 
     def decode(self, outputs: dict[str, Any], examples: Examples) -> Iterator[dict[str, Any]]:
         """{"intent": name, "probability": p} and what `Tag` tells, for each row."""

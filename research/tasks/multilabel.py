@@ -35,6 +35,7 @@ class MultiLabel(Pooled):
     train_rows: int | None = None
     thresholds: tuple[float, ...] = ()
     tune_each: bool = False
+    resampled = ("micro_f1", "macro_f1", "exact_match")
 
     def check(self) -> None:
         super().check()

@@ -27,6 +27,7 @@ class Regress(Pooled):
     """
 
     label_mean: float | None = None
+    resampled = ("pearson", "spearman")
 
     def make_head(self) -> nn.Module:
         return nn.Dense(

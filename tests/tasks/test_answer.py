@@ -190,6 +190,9 @@ def test_scores_are_what_the_told_answers_earn(data: Questions) -> None:
     assert numbers["has_answer_exact_match"] == pytest.approx(np.mean(np.array(right)[answerable]))
     assert numbers["f1"] == pytest.approx(spans.grade(told, gold)[1].mean())
     assert numbers["exact_match"] <= numbers["f1"]
+    for name, (totals, counts) in TASK.by_row(outputs, examples).items():
+        assert len(totals) == len(counts) == len(gold)
+        assert totals.sum() / counts.sum() == pytest.approx(numbers[name])
     mistakes = details["mistakes"]
     assert len(mistakes) == min(20, right.count(False))
     chances = [mistake["probability"] for mistake in mistakes]

@@ -18,6 +18,7 @@ from research.data import tags
 from research.data.tagged import Tagged
 from research.errors import ConfigError
 from research.evaluate import Model
+from research.evaluators.intervals import Intervals
 from research.models.recurrent import Recurrent, RecurrentSpec
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
@@ -117,6 +118,11 @@ def test_evaluation_does_not_depend_on_the_layout(task: Tag, folder: Path) -> No
         model = Model(task, jax.device_put(params), data_of(folder, task, layout=layout), mesh)
         with jax.set_mesh(mesh):
             found.append(evaluate.HeldOut(batch_size=size)(model).numbers)
+            intervals = Intervals(resamples=50)(model).details["intervals"]
+            assert set(intervals) == set(found[-1]) - {"macro_f1"}
+            for name, interval in intervals.items():
+                assert interval["value"] == pytest.approx(found[-1][name])
+                assert interval["low"] <= interval["value"] <= interval["high"]
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     names = {"loss", "f1", "precision", "recall", "macro_f1", "accuracy"}
     assert set(found[0]) >= names
