@@ -10,8 +10,6 @@ regression, and the majority class. Two CPU cores, offline, under five minutes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -23,12 +21,11 @@ from research.data.texts import Texts
 from research.evaluate import HeldOut
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
-from research.study import plot, sections
-from research.study.page import Facts, Figure, Heading, Page, Text
+from research.study import sections
+from research.study.arms import Arms
+from research.study.page import Facts, Heading, Page, Text
 from research.study.records import read
 from research.study.runner import Runner
-from research.study.statistics import Summary, paired_test
-from research.study.table import Table
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
 from research.train import Result
@@ -109,17 +106,18 @@ def study(
 ) -> Page:
     """`shots` labels of each area; `steps` of fine-tuning; everything over `seeds` seeds."""
     pretrained = run(pretraining(pretrain_steps))
-    scores: dict[tuple[str, int], list[float]] = {}
+    arms = Arms("macro F1")
     last: dict[str, Result] = {}
     for k in shots:
+        budget = f"{k} labels an area"
         for seed in range(seeds):
             for arm, source in ((PRETRAINED, str(pretrained.path)), (SCRATCH, None)):
                 last[arm] = run(finetuning(k, seed, steps, source))
-                scores.setdefault((arm, k), []).append(last[arm].metrics["dev/macro_f1"])
+                arms.add(arm, budget, last[arm].metrics["dev/macro_f1"])
             bag, majority = rivals(last[PRETRAINED])
-            scores.setdefault((BAG, k), []).append(bag)
-            scores.setdefault((MAJORITY, k), []).append(majority)
-    return page(scores, pretrained, last[PRETRAINED], run)
+            arms.add(BAG, budget, bag)
+            arms.add(MAJORITY, budget, majority)
+    return page(arms, pretrained, last[PRETRAINED], run)
 
 
 def rivals(result: Result) -> tuple[float, float]:
@@ -139,38 +137,18 @@ def rivals(result: Result) -> tuple[float, float]:
     return metrics.macro_f1(score[0]), metrics.macro_f1(score[1])
 
 
-def page(
-    scores: dict[tuple[str, int], list[float]], pretrained: Result, example: Result, run: Runner
-) -> Page:
+def page(arms: Arms, pretrained: Result, example: Result, run: Runner) -> Page:
     """What the study found, with everything a reader needs to doubt it."""
-    arms = list(dict.fromkeys(arm for arm, _ in scores))
-    shots = list(dict.fromkeys(k for _, k in scores))
-    columns = tuple(f"{k} labels an area" for k in shots)
-    table = Table(
-        title="Macro F1 on modules never seen in training",
-        columns=("", *columns),
-        rows=tuple((arm, *(Summary.of(scores[arm, k]) for k in shots)) for arm in arms),
-        highest=columns,
-    )
     record = read(example.path)
+    pairs = [(PRETRAINED, rival) for rival in (SCRATCH, BAG)]
     return Page(
         "Quickstart: does pre-training help when labels are few?",
-        f"{len(run.results)} runs; {len(scores[arms[0], shots[0]])} seeds",
+        f"{len(run.results)} runs; {len(next(iter(arms.scores.values())))} seeds",
         [
             Heading("Result"),
-            table,
-            tests(scores, shots),
-            *(
-                Figure(
-                    plot.bars(
-                        f"{k} labels an area",
-                        {arm: Summary.of(scores[arm, k]) for arm in arms},
-                        ylabel="macro F1",
-                    ),
-                    f"All arms with {k} labels of each area.",
-                )
-                for k in shots
-            ),
+            arms.table("Macro F1 on modules never seen in training"),
+            arms.tests(f"“{PRETRAINED}” minus its rivals, paired by seed", pairs),
+            *arms.figures(),
             Heading("Pre-training"),
             *sections.loss_figure(read(pretrained.path)),
             Heading("One fine-tuned model"),
@@ -180,34 +158,7 @@ def page(
             Heading("Audit"),
             *sections.audit_blocks(record.audit),
             Heading("Where the time went"),
-            Facts(seconds(run.results)),
+            Facts(run.seconds()),
             Facts(sections.provenance(record)),
         ],
     )
-
-
-def tests(scores: dict[tuple[str, int], list[float]], shots: Sequence[int]) -> Table:
-    """Pre-trained against each rival, paired over seeds; in the last rows over all budgets."""
-    rows = []
-    for rival in (SCRATCH, BAG):
-        groups = {f"{k} labels": [k] for k in shots} | {"all budgets": list(shots)}
-        for name, budgets in groups.items():
-            ours = [value for k in budgets for value in scores[PRETRAINED, k]]
-            theirs = [value for k in budgets for value in scores[rival, k]]
-            if len(ours) > 1:
-                test = paired_test(ours, theirs)
-                rows.append((rival, name, test.difference, test.n, test.p, test.t_p, test.dz))
-    return Table(
-        title=f"“{PRETRAINED}” minus its rivals, paired by seed",
-        columns=("rival", "budget", "difference", "pairs", "p, sign flips", "p, t-test", "dz"),
-        rows=tuple(rows),
-    )
-
-
-def seconds(results: Sequence[Result]) -> dict[str, float]:
-    """Seconds by phase over all runs."""
-    total: dict[str, float] = {}
-    for result in results:
-        for phase, value in result.summary["seconds"].items():
-            total[phase] = round(total.get(phase, 0.0) + value, 1)
-    return total

@@ -122,8 +122,10 @@ def load_config(file: str | Path, overrides: list[str], prog: str = "train FILE"
     return override(config, overrides, prog)
 
 
-def override(config: Any, arguments: list[str], prog: str) -> Any:
+def override(config: Any, arguments: list[str], prog: str, *, switches: bool = False) -> Any:
     """Any nest of dataclasses with some fields replaced; the types are those of the fields.
+
+    With `switches` a bool is set by --small and --no-small instead of --small True.
 
     Raises ConfigError naming the nearest flag for an unknown one, and SystemExit for --help.
     """
@@ -135,7 +137,7 @@ def override(config: Any, arguments: list[str], prog: str) -> Any:
             near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else "; --help lists all"
             raise ConfigError(f"unknown override {argument.split('=')[0]}{hint}")
-    complaint = io.StringIO()
+    complaint, off = io.StringIO(), tyro.conf.FlagConversionOff
     plain = mirror(config)
     try:
         with contextlib.redirect_stderr(complaint):
@@ -144,7 +146,7 @@ def override(config: Any, arguments: list[str], prog: str) -> Any:
                 default=plain,
                 args=arguments,
                 prog=prog,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                config=(tyro.conf.AvoidSubcommands, *(() if switches else (off,))),
             )
             return reflect(config, parsed)
     except SystemExit as end:

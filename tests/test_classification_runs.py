@@ -9,18 +9,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
+from bert_directory import write_bert
 
 import launch
 from research import runs
 from research.config import load_config
-from research.data.tokenize import train_wordpiece
 from research.infer.loaded import load
-from research.models import pretrained
-from research.models.transformer import Spec, Transformer
-from research.tasks.classify import Classify
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("GRAFT_DATA", ROOT.parent / "shared"))
@@ -145,20 +140,7 @@ CONFIGS = (
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT with random weights as a Hugging Face directory."""
-    folder = tmp_path_factory.mktemp("bert")
-    train_wordpiece(WORDS, 90, folder / "tokenizer.json")
-    spec = Spec(
-        vocab_size=90, width=8, depth=1, heads=2, hidden=16, max_positions=256, token_types=2
-    )
-    task = Classify(backbone=Transformer(spec), labels=("0", "1"))
-    zero = np.zeros((1, 1), np.int32)
-    names = ("tokens", "positions", "segments", "types", "ids", "starts", "lengths", "labels")
-    batch: dict[str, Any] = dict.fromkeys(names, zero) | {"weights": zero.astype(np.float32)}
-    params = task.init(
-        {"params": jax.random.key(0), "noise": jax.random.key(0)}, batch, train=False
-    )
-    pretrained.save(folder / "bert", task, params["params"], folder / "tokenizer.json")
-    return folder / "bert"
+    return write_bert(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 def train(name: str, bert: Path, folder: Path, *more: str) -> Path:

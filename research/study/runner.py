@@ -46,6 +46,14 @@ class Runner:
         runs.write_atomic(self.path / "results.jsonl", text.encode())
         return result
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase over all runs."""
+        total: dict[str, float] = {}
+        for result in self.results:
+            for phase, value in result.summary["seconds"].items():
+                total[phase] = round(total.get(phase, 0.0) + value, 1)
+        return total
+
 
 def knobs(study: Callable[..., Any], arguments: list[str], prog: str) -> dict[str, Any]:
     """The keyword arguments of `study` with typed overrides, such as ["--seeds", "3"]."""
@@ -59,5 +67,5 @@ def knobs(study: Callable[..., Any], arguments: list[str], prog: str) -> dict[st
         )
     kind = dataclasses.make_dataclass("Knobs", found, frozen=True)
     kind.__doc__ = inspect.getdoc(study)
-    settings = configs.override(kind(), arguments, prog)
+    settings = configs.override(kind(), arguments, prog, switches=True)
     return {name: getattr(settings, name) for name, _, _ in found}

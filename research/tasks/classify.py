@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ class Pooled(nn.Module):
     pooler: bool = True
     dropout: float = 0.1
     per_token = ()
-    resampled = ("accuracy", "macro_f1", "micro_f1", "mcc")
+    resampled: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1", "mcc")
 
     def setup(self) -> None:
         self.check()

@@ -90,7 +90,7 @@ class IntentSlots(Tag):
     def graded(
         self, outputs: dict[str, Any], examples: Examples
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each sentence the intent, the one told, and whether all tags are right: [rows] each."""
+        """Of each sentence its intent, the one told, and whether all tags are right: [rows]."""
         labels = np.array([self.intents.index(name) for name in examples.source.intents])
         guesses = outputs["intent"][first_windows(examples)].argmax(-1)
         told = [row for row, _ in self.sentences(outputs, examples)]

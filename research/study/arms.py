@@ -1,0 +1,101 @@
+"""Arms of a study under several conditions, a score a seed: the table, the tests, the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from research.errors import ConfigError
+from research.study import plot
+from research.study.page import Figure
+from research.study.statistics import Summary, holm, paired_test
+from research.study.table import Table
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Scores by (arm, condition), in the order of their seeds: pair i of two arms is seed i.
+
+    `metric` is what is scored; higher is better.
+    """
+
+    metric: str
+    scores: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+    def add(self, arm: str, condition: str, score: float) -> None:
+        """One more seed of an arm."""
+        self.scores.setdefault((arm, condition), []).append(score)
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms, as they came."""
+        return list(dict.fromkeys(arm for arm, _ in self.scores))
+
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions, as they came."""
+        return list(dict.fromkeys(condition for _, condition in self.scores))
+
+    def table(self, title: str) -> Table:
+        """Mean, standard deviation and n of every arm, a column a condition."""
+        columns = tuple(self.conditions)
+        rows = []
+        for arm in self.arms:
+            found = (self.scores.get((arm, condition)) for condition in columns)
+            rows.append((arm, *(Summary.of(values) if values else "" for values in found)))
+        return Table(title=title, columns=("", *columns), rows=tuple(rows), highest=columns)
+
+    def tests(self, title: str, pairs: Sequence[tuple[str, str]]) -> Table:
+        """The first arm of each pair minus the second, paired by seed, under every condition and,
+        where there are several, over all; the p of sign flips also by Holm's correction over the
+        table. Empty with a single seed.
+
+        Raises ConfigError where the two arms of a pair have not the same seeds.
+        """
+        found = []
+        for arm, rival in pairs:
+            shared = [c for c in self.conditions if (arm, c) in self.scores]
+            groups = {c: [c] for c in shared} | ({"all": shared} if len(shared) > 1 else {})
+            for name, group in groups.items():
+                ours, theirs = (
+                    [value for c in group for value in self.scores.get((one, c), [])]
+                    for one in (arm, rival)
+                )
+                if len(ours) != len(theirs):
+                    raise ConfigError(
+                        f"{arm!r} has {len(ours)} scores under {name!r} and {rival!r} {len(theirs)}"
+                    )
+                if len(ours) > 1:
+                    found.append((arm, rival, name, paired_test(ours, theirs)))
+        adjusted = holm([test.p for *_, test in found]) if found else []
+        return Table(
+            title=title,
+            columns=(
+                "arm",
+                "minus",
+                "at",
+                "difference",
+                "pairs",
+                "p",
+                "p, Holm",
+                "p, t-test",
+                "dz",
+            ),
+            rows=tuple(
+                (arm, rival, name, test.difference, test.n, test.p, p, test.t_p, test.dz)
+                for (arm, rival, name, test), p in zip(found, adjusted)
+            ),
+        )
+
+    def figures(self) -> list[Figure]:
+        """A bar an arm, a figure a condition."""
+        drawn = []
+        for condition in self.conditions:
+            values = {
+                arm: Summary.of(self.scores[arm, condition])
+                for arm in self.arms
+                if (arm, condition) in self.scores
+            }
+            svg = plot.bars(condition, values, ylabel=self.metric)
+            drawn.append(Figure(svg, f"All arms: {condition}."))
+        return drawn

@@ -1,0 +1,31 @@
+"""A tiny BERT with random weights as a Hugging Face directory, for tests that start from one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.data.tokenize import train_wordpiece
+from research.models import pretrained
+from research.models.transformer import Spec, Transformer
+from research.tasks.classify import Classify
+
+
+def write_bert(folder: Path, words: Sequence[str], size: int = 90) -> Path:
+    """`folder`/bert, its tokenizer of `size` tokens trained on the texts `words`."""
+    train_wordpiece(words, size, folder / "tokenizer.json")
+    spec = Spec(
+        vocab_size=size, width=8, depth=1, heads=2, hidden=16, max_positions=256, token_types=2
+    )
+    task = Classify(backbone=Transformer(spec), labels=("0", "1"))
+    zero = np.zeros((1, 1), np.int32)
+    names = ("tokens", "positions", "segments", "types", "ids", "starts", "lengths", "labels")
+    batch: dict[str, Any] = dict.fromkeys(names, zero) | {"weights": zero.astype(np.float32)}
+    key = jax.random.key(0)
+    params = task.init({"params": key, "noise": key}, batch, train=False)["params"]
+    pretrained.save(folder / "bert", task, params, folder / "tokenizer.json")
+    return folder / "bert"
