@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import ConfigError
-from research.models.pretrained import bert
+from research.models.pretrained import albert, bert, distilbert, electra, modernbert, roberta
 from research.models.pretrained.family import Family, Settings
 from research.models.transformer import Transformer
 
-FAMILIES = (bert.FAMILY,)
+FAMILIES = (
+    bert.FAMILY,
+    roberta.FAMILY,
+    roberta.XLM_FAMILY,
+    distilbert.FAMILY,
+    electra.FAMILY,
+    albert.FAMILY,
+    modernbert.FAMILY,
+)
 # What is fetched of a repository: never code, never pickles.
 PATTERNS = (
     "config.json",
@@ -25,6 +33,8 @@ PATTERNS = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
 
 
@@ -122,6 +132,12 @@ def fits(directory: Path, task: Any) -> bool:
     family, config = family_of(directory)
     wanted = family.architecture(task)
     if wanted.name not in (config.values.get("architectures") or [wanted.name]):
+        return False
+    try:
+        facts = wanted.facts(task)
+    except ConfigError:
+        return False
+    if any(facts[key] != config.values.get(key, usual) for key, usual in wanted.decisive.items()):
         return False
     names = labels(directory)
     # What transformers takes it to be where it is not said.
