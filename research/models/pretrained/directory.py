@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from research.data import tokenizer_files, vocabulary
 from research.errors import ConfigError
 from research.models.pretrained import albert, bert, distilbert, electra, modernbert, roberta
 from research.models.pretrained.family import Family, Settings
@@ -153,6 +154,8 @@ def tokenizer_size(directory: Path) -> int | None:
     path = directory / "tokenizer.json"
     if not path.is_file():
         words = directory / "vocab.txt"
+        if any((directory / name).is_file() for name in tokenizer_files.NAMES):
+            return vocabulary.tokenizer_of(str(directory))[1].size
         return len(words.read_bytes().splitlines()) if words.is_file() else None
     return count_ids(read_json(path), path)
 
