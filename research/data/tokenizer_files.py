@@ -51,8 +51,8 @@ def load_files(path: Path, settings: dict[str, Any], model_type: str | None) -> 
     if {"<cls>", "<sep>"} <= words:
         return xlnet(pieces, settings)
     raise ConfigError(
-        f"{path}: has neither the pieces [CLS] and [SEP] of ALBERT nor <cls> and <sep> of XLNet, so "
-        f"that what goes around a text is unknown; keep a tokenizer.json beside it"
+        f"{path}: has neither the pieces [CLS] and [SEP] of ALBERT nor <cls> and <sep> of XLNet, "
+        f"so that what goes around a text is unknown; keep a tokenizer.json beside it"
     )
 
 
@@ -108,7 +108,7 @@ def xlnet(pieces: Pieces, settings: dict[str, Any]) -> Tokenizer:
 
 
 def xlm_roberta(pieces: Pieces) -> Tokenizer:
-    """XLM-R's, whose ids are fairseq's: four special tokens, the pieces without theirs, the mask."""
+    """XLM-R's, whose ids are fairseq's: four special tokens, then the other pieces, the mask."""
     first = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     moved = Pieces(
         pieces=[*first, *pieces.pieces[3:], ("<mask>", 0.0)],
@@ -138,9 +138,7 @@ def unigram(pieces: Pieces, steps: list[Any]) -> Tokenizer:
     own = [normalizers.Precompiled(pieces.characters)] if pieces.characters else []
     tokenizer.normalizer = normalizers.Sequence([*steps, *own])
     metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), metaspace]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     return tokenizer
 
@@ -149,7 +147,9 @@ def finish(tokenizer: Tokenizer, special: list[str], *, single: str, pair: str) 
     """Special tokens, and the template that puts them around texts."""
     present = [token for token in special if tokenizer.token_to_id(token) is not None]
     # The space before XLNet's mask is part of it.
-    marked = [AddedToken(token, lstrip="<eop>" in present and token == "<mask>") for token in present]
+    marked = [
+        AddedToken(token, lstrip="<eop>" in present and token == "<mask>") for token in present
+    ]
     tokenizer.add_special_tokens(marked)
     used = [token for token in present if token in pair]
     tokenizer.post_processor = TemplateProcessing(
@@ -187,7 +187,7 @@ def read_pieces(path: Path) -> Pieces:
 
 
 def messages(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a message: (number, an integer or the bytes). Raises ValueError if cut short."""
+    """The fields of a message: (number, integer or bytes). Raises ValueError if cut short."""
     at = 0
 
     def varint() -> int:

@@ -2,9 +2,10 @@
 
     python tests/parity/make_encoder_reference.py        (needs torch and transformers)
 
-Of each family a trunk 16 wide with random weights under two heads, drawn by torch with a fixed seed:
-its config.json among the file's metadata, the weights, four rows of tokens of different length, the
-hidden states under and above each block, the logits of three labels and those of all words.
+Of each family a trunk 16 wide with random weights under two heads, drawn by torch with a fixed
+seed: its config.json among the file's metadata, the weights, four rows of tokens of different
+length, the hidden states under and above each block, the logits of three labels and those of all
+words.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ from research.tasks.answer import Answer
 from research.tasks.choice import MultipleChoice
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
-from research.tasks.multilabel import MultiLabel
-from research.tasks.regress import Regress
 from research.tasks.tag import Tag
 
 pytestmark = pytest.mark.parity
@@ -100,7 +98,9 @@ CASES = [
     for family in KINDS
     for name in TASKS
     # Its classes for tokens have a layer under the head that our tasks lack.
-    if not (family.startswith("modernbert") and name[3:] in ("TokenClassification", "QuestionAnswering"))
+    if not (
+        family.startswith("modernbert") and name[3:] in ("TokenClassification", "QuestionAnswering")
+    )
 ]
 
 

@@ -65,7 +65,7 @@ def test_ids_equal_transformers(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["albert", "xlnet"])
 def test_pieces_equal_sentencepiece(kind: str) -> None:
-    """The library that the models were trained with, on texts cleaned as their papers' code does."""
+    """The library that the models were trained with, on texts cleaned as their code does."""
     file = REAL / "ckpt" / "tokenizers" / KINDS[kind][1]
     if not file.is_file():
         pytest.skip(f"{file} is not there")

@@ -39,6 +39,7 @@ def save(
     refuse_foreign(directory)
     family = family_for(task.backbone.spec)
     architecture = family.architecture(task)
+    facts = architecture.facts(task)
     tensors, dropped = to_tensors(family, architecture, params)
     words, settings = to_tokenizer(family, task.backbone.spec, str(tokenizer))
     padding = words.token_to_id(settings.get("pad_token", ""))
@@ -55,7 +56,7 @@ def save(
         "pad_token_id": padding,
         **family.to_config(task.backbone.spec),
         **({"problem_type": architecture.problem} if architecture.problem else {}),
-        **architecture.facts(task),
+        **facts,
     }
     partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
     try:

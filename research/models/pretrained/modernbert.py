@@ -87,6 +87,8 @@ def to_config(spec: Spec) -> dict[str, Any]:
     """The keys of config.json that the trunk decides."""
     thetas = {FULL: spec.rope_theta, LOCAL: spec.local_theta or spec.rope_theta}
     return {
+        # Its defaults are ids of its own vocabulary, which need not be this one's.
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth,
