@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from research.data.vocabulary import load_tokenizer
+from research.models.pretrained import albert, export, roberta
+from research.models.pretrained.family import Family
+from research.models.transformer import Spec
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")
@@ -61,6 +64,25 @@ def test_ids_equal_transformers(tmp_path: Path, kind: str) -> None:
             expected = theirs(text, pair, return_token_type_ids=True)
             assert found.ids == expected["input_ids"], (text, pair)
             assert found.type_ids == expected["token_type_ids"], (text, pair)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("roberta", roberta.FAMILY), ("albert", albert.FAMILY)]
+)
+def test_exported_tokenizer_gives_the_same_ids(tmp_path: Path, kind: str, family: Family) -> None:
+    """transformers on what is written, names of special tokens included, and ours on the source."""
+    source = REAL / "ckpt" / "tokenizers" / KINDS[kind][1]
+    if not source.is_file():
+        pytest.skip(f"{source} is not there")
+    words, settings = export.to_tokenizer(family, Spec(vocab_size=60000), str(source))
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(str(source))
+    for role, name in family.special_tokens.items():
+        assert getattr(theirs, role) == name and theirs.convert_tokens_to_ids(name) is not None
+    for text in TEXTS:
+        for pair in (None, *filter(None, TEXTS)):
+            assert theirs(text, pair)["input_ids"] == ours.encode(text, pair).ids, (text, pair)
 
 
 @pytest.mark.parametrize("kind", ["albert", "xlnet"])

@@ -74,5 +74,5 @@ FAMILY = Family(
     renames=bert.RENAMES,
     buffers=bert.BUFFERS,
     tied=(r"^predictions\.decoder\.weight$",),
-    special_tokens=bert.SPECIAL_TOKENS,
+    special_tokens=bert.SPECIAL_TOKENS | {"unk_token": "<unk>", "pad_token": "<pad>"},
 )
