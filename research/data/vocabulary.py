@@ -17,16 +17,18 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import BertProcessing
 
-from research.data import cache
+from research.data import cache, tokenizer_files
 from research.errors import ConfigError
 
 NAMES = {
     "pad": ("[PAD]", "<pad>"),
-    "cls": ("[CLS]", "<s>", "<cls>"),
-    "sep": ("[SEP]", "</s>", "<sep>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
     "mask": ("[MASK]", "<mask>"),
     "unk": ("[UNK]", "<unk>"),
 }
+# Where a tokenizer may lie in a directory, the first one there is.
+FILES = ("tokenizer.json", "vocab.txt", *tokenizer_files.NAMES)
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -103,7 +105,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer of a directory, of a tokenizer.json or vocab.txt, or of a Hugging Face id.
+    """The tokenizer of a directory, of one of its files, or of a Hugging Face id.
 
     "stdlib:4000" is a WordPiece of 4,000 tokens trained on the standard library's documentation,
     once for each version of Python. Truncation and padding that the file asks for are switched off.
@@ -111,10 +113,10 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """
     path = stdlib_wordpiece(spec) if spec.startswith("stdlib:") else Path(spec).expanduser()
     if path.is_dir():
-        files = [path / name for name in ("tokenizer.json", "vocab.txt")]
+        files = [path / name for name in FILES]
         path = next((file for file in files if file.is_file()), path)
     if path.is_file():
-        tokenizer = load_vocabulary(path) if path.suffix == ".txt" else load_json(path)
+        tokenizer = load_file(path)
     elif path.is_dir() or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", spec):
         tokenizer = load_from_hub(spec)
     else:
@@ -137,6 +139,15 @@ def stdlib_wordpiece(spec: str) -> Path:
     from research.data import stdlib
 
     return train_wordpiece((row["text"] for row in stdlib.passages()), int(size), file)
+
+
+def load_file(path: Path) -> Tokenizer:
+    """The tokenizer of a file, by its name; one of unknown name is a tokenizer.json."""
+    if path.name in tokenizer_files.NAMES:
+        settings = read_settings(path.with_name("tokenizer_config.json"))
+        model_type = read_settings(path.with_name("config.json")).get("model_type")
+        return tokenizer_files.load_files(path, settings, model_type)
+    return load_vocabulary(path) if path.suffix == ".txt" else load_json(path)
 
 
 def load_json(path: Path) -> Tokenizer:
@@ -274,7 +285,7 @@ def write(file: Path, text: str) -> None:
 
 def tokenizer_of(spec: str) -> tuple[Tokenizer, Vocabulary]:
     """A tokenizer and its facts, loaded once a process while its files are unchanged."""
-    names = ("", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    names = ("", *FILES, "merges.txt", "tokenizer_config.json")
     paths = [Path(spec).expanduser() / name for name in names]
     stats = [path.stat() if path.exists() else None for path in paths]
     return loaded_tokenizer(spec, tuple(s and (s.st_size, s.st_mtime_ns) for s in stats))

@@ -7,7 +7,7 @@ norms are computed in float32 whatever `dtype` is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -165,7 +165,20 @@ class Embedding(nn.Module):
         )
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+class Pooler(Dense):
+    """A dense layer, an activation and, in some trunks, a norm: [..., D] -> [..., D]."""
+
+    activation: Literal["tanh"] | Activation = "tanh"
+    make_norm: Callable[[str], nn.Module] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        y = jnp.tanh(y) if self.activation == "tanh" else ACTIVATIONS[self.activation](y)
+        return y if self.make_norm is None else self.make_norm("norm")(y)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float | jax.Array) -> jax.Array:
     """Rotary positions (Su et al., 2021), halves paired as in Llama: [B, T, H, K] -> same."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -182,6 +195,18 @@ def attention_mask(batch: dict[str, jax.Array], *, causal: bool) -> jax.Array:
     if causal:
         mask &= batch["positions"][:, :, None] >= batch["positions"][:, None, :]
     return mask
+
+
+def within(positions: jax.Array, window: int) -> jax.Array:
+    """bool [B, T, T]: the positions of query and key are at most `window` apart."""
+    return jnp.abs(positions[:, :, None] - positions[:, None, :]) <= window
+
+
+def choose(condition: Any, a: Any, b: Any) -> Any:
+    """`a` or `b`, also by a condition that is traced."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    return jnp.where(condition, a, b)
 
 
 def attend(

@@ -36,7 +36,7 @@ class MaskedLM(nn.Module):
 
     def setup(self) -> None:
         spec = self.backbone.spec
-        self.transform = Dense(spec.width, dtype=spec.dtype)
+        self.transform = Dense(spec.embed_width or spec.width, spec.head_bias, spec.dtype)
         self.norm = spec.make_norm()
         self.bias = self.param("bias", nn.initializers.zeros, (spec.vocab_size,))
 

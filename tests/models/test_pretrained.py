@@ -31,7 +31,6 @@ from tiny_bert import (
 
 from research.errors import ConfigError
 from research.models import pretrained
-from research.models.transformer import Block
 from research.tasks.classify import Classify
 
 
@@ -41,20 +40,13 @@ def hidden_states(task, params, batch) -> tuple[np.ndarray, np.ndarray]:
 
     @jax.jit
     def run(params, batch):
-        return task.apply(
-            {"params": params},
-            batch,
-            method="encode",
-            capture_intermediates=lambda module, name: (
-                isinstance(module, Block) or module.name == "embedding_norm"
-            ),
-            mutable=["intermediates"],
-        )
+        def both(task, batch):
+            return task.backbone.layers(batch), task.encode(batch)
 
-    pooled, state = run(params, batch)
-    found = state["intermediates"]["backbone"]
-    blocks = [found[f"block_{i}"]["__call__"][0][0][0] for i in range(task.backbone.spec.depth)]
-    return np.stack([found["embedding_norm"]["__call__"][0], *blocks]), np.asarray(pooled[:, 0])
+        return task.apply({"params": params}, batch, method=both)
+
+    states, pooled = run(params, batch)
+    return np.asarray(states), np.asarray(pooled[:, 0])
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from research.models import pretrained
-from research.models.transformer import Block, Transformer
+from research.models.transformer import Transformer
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
 
@@ -138,18 +138,7 @@ def test_every_hidden_state_of_minilm(minilm):
     batch = batch_of(inputs)
     params, account = load(minilm, task, batch)
     assert account.unused == ()
-    pooled, state = task.apply(
-        {"params": params},
-        batch,
-        method="encode",
-        capture_intermediates=lambda module, name: (
-            isinstance(module, Block) or module.name == "embedding_norm"
-        ),
-        mutable=["intermediates"],
-    )
-    found = state["intermediates"]["backbone"]
-    states = [found["embedding_norm"]["__call__"][0]]
-    states += [found[f"block_{i}"]["__call__"][0][0][0] for i in range(6)]
+    states, pooled = run(task, params, batch, lambda t, b: (t.backbone.layers(b), t.encode(b)))
     assert len(states) == len(expected.hidden_states)
     for got, theirs in zip(states, expected.hidden_states):
         assert_close(got, theirs, inputs["attention_mask"])

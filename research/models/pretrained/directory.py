@@ -8,12 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from research.data import tokenizer_files, vocabulary
 from research.errors import ConfigError
-from research.models.pretrained import bert
+from research.models.pretrained import albert, bert, distilbert, electra, modernbert, roberta
 from research.models.pretrained.family import Family, Settings
 from research.models.transformer import Transformer
 
-FAMILIES = (bert.FAMILY,)
+FAMILIES = (
+    bert.FAMILY,
+    roberta.FAMILY,
+    roberta.XLM_FAMILY,
+    distilbert.FAMILY,
+    electra.FAMILY,
+    albert.FAMILY,
+    modernbert.FAMILY,
+)
 # What is fetched of a repository: never code, never pickles.
 PATTERNS = (
     "config.json",
@@ -25,6 +34,8 @@ PATTERNS = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
 
 
@@ -123,6 +134,12 @@ def fits(directory: Path, task: Any) -> bool:
     wanted = family.architecture(task)
     if wanted.name not in (config.values.get("architectures") or [wanted.name]):
         return False
+    try:
+        facts = wanted.facts(task)
+    except ConfigError:
+        return False
+    if any(facts[key] != config.values.get(key, usual) for key, usual in wanted.decisive.items()):
+        return False
     names = labels(directory)
     # What transformers takes it to be where it is not said.
     usual = "regression" if len(names) == 1 else "single_label_classification"
@@ -137,6 +154,8 @@ def tokenizer_size(directory: Path) -> int | None:
     path = directory / "tokenizer.json"
     if not path.is_file():
         words = directory / "vocab.txt"
+        if any((directory / name).is_file() for name in tokenizer_files.NAMES):
+            return vocabulary.tokenizer_of(str(directory))[1].size
         return len(words.read_bytes().splitlines()) if words.is_file() else None
     return count_ids(read_json(path), path)
 

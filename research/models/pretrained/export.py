@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from research.data.vocabulary import load_tokenizer
 from research.errors import ConfigError, StorageError
 from research.models.pretrained.directory import FAMILIES, read_json
-from research.models.pretrained.family import Architecture, Family, matching
+from research.models.pretrained.family import Architecture, Family, Source, matching
 from research.models.transformer import Spec
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -39,16 +39,24 @@ def save(
     refuse_foreign(directory)
     family = family_for(task.backbone.spec)
     architecture = family.architecture(task)
+    facts = architecture.facts(task)
     tensors, dropped = to_tensors(family, architecture, params)
     words, settings = to_tokenizer(family, task.backbone.spec, str(tokenizer))
+    padding = words.token_to_id(settings.get("pad_token", ""))
+    offset = task.backbone.spec.position_offset
+    if offset and padding != offset - 1:
+        raise ConfigError(
+            f"export: positions of {architecture.name} begin after the id of the padding, so that "
+            f"it must be {offset - 1}, but {tokenizer} has {padding}"
+        )
     config = {
         "architectures": [architecture.name],
         "model_type": family.name,
         "dtype": "float32",
-        "pad_token_id": words.token_to_id(settings.get("pad_token", "")),
+        "pad_token_id": padding,
         **family.to_config(task.backbone.spec),
         **({"problem_type": architecture.problem} if architecture.problem else {}),
-        **architecture.facts(task),
+        **facts,
     }
     partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
     try:
@@ -108,10 +116,13 @@ def to_tensors(
     Raises ConfigError for a parameter of the trunk without a tensor: one that a strategy added and
     that has not been merged.
     """
-    tensors: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[Source, np.ndarray]] = {}
     dropped = []
     for path, leaf in flatten_dict(params, sep="/").items():
-        found = matching((*family.rules, *architecture.rules), path, leaf.shape)
+        # A class may have a parameter of the trunk among its own: RoBERTa's pooler, in a head.
+        found = matching(architecture.rules, path, leaf.shape) or matching(
+            family.rules, path, leaf.shape
+        )
         if not found:
             if path.startswith("backbone/"):
                 raise ConfigError(f"export: {architecture.name} has no place for parameter {path}")
@@ -120,9 +131,23 @@ def to_tensors(
         value = np.asarray(leaf, dtype=np.float32)
         for source in found:
             for name, piece in zip(source.names, value if source.stacked else [value]):
-                bare = name if architecture.prefixed else name.removeprefix(family.prefix)
-                tensors[bare] = np.ascontiguousarray(piece.T if source.transposed else piece)
-    return tensors, tuple(dropped)
+                if name is not None:
+                    bare = name if architecture.prefixed else name.removeprefix(family.prefix)
+                    parts.setdefault(bare, {})[source] = piece
+    return {name: joined(name, held) for name, held in parts.items()}, tuple(dropped)
+
+
+def joined(name: str, parts: Mapping[Source, np.ndarray]) -> np.ndarray:
+    """One tensor of the parameters that it holds side by side, C-contiguous."""
+    order = sorted(parts, key=lambda source: source.part)
+    count = order[0].part[1]
+    if [source.part for source in order] != [(i, count) for i in range(count)]:
+        raise ConfigError(
+            f"export: {name} is made of {count} parameters, but {len(order)} are there"
+        )
+    whole = [parts[source] for source in order]
+    ours = whole[0] if count == 1 else np.concatenate(whole, axis=-1)
+    return np.ascontiguousarray(ours.T if order[0].transposed else ours)
 
 
 def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, dict[str, Any]]:

@@ -35,6 +35,20 @@ class Settings:
             raise ConfigError(f"{self.path}: {key} is {value!r}, expected a positive integer")
         return value
 
+    def split(self, width: str, heads: str) -> tuple[int, int]:
+        """A width and the number of heads that share it evenly."""
+        whole, parts = self.integer(width), self.integer(heads)
+        if whole % parts:
+            raise ConfigError(f"{self.path}: {width} {whole} is not a multiple of {heads} {parts}")
+        return whole, parts
+
+    def part(self, key: str) -> Settings:
+        """The object under a key, empty where there is none."""
+        value = self.values.get(key) or {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{self.path}: {key} is {value!r}, expected an object")
+        return Settings(path=self.path, values=value)
+
     def number(self, key: str, default: float) -> float:
         """A number that is not negative."""
         value = self.values.get(key, default)
@@ -56,22 +70,40 @@ class Settings:
 class Rule:
     """One parameter path and the tensor of the same numbers; `{i}` is the block in both.
 
-    A `transposed` matrix is [in, out] with us and [out, in] with them. Where several rules name one
-    parameter, it is read from the first tensor that is there, and written to all.
+    A `transposed` matrix is [in, out] with us and [out, in] with them. Of a tensor that holds
+    several parameters side by side along our last axis, this one is `part` (which, of how many).
+    Blocks below `first` have no such tensor: theirs, under `scan`, are ones that nothing reads.
+    Where several rules name one parameter, it is read from the first tensor that is there, and
+    written to all.
     """
 
     ours: str
     theirs: str
     transposed: bool = False
+    part: tuple[int, int] = (0, 1)
+    first: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a parameter comes from: one tensor, or one a block for a `stacked` parameter."""
+    """Where a parameter comes from: one tensor, or one a block for a `stacked` parameter, with None
+    for a block that has none."""
 
-    names: tuple[str, ...]
-    transposed: bool
-    stacked: bool
+    names: tuple[str | None, ...]
+    transposed: bool = False
+    stacked: bool = False
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return tuple(name for name in self.names if name is not None)
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """That of a tensor in their file for a parameter's, [out, in] where it is transposed."""
+        block = ours[1:] if self.stacked else ours
+        whole = (*block[:-1], block[-1] * self.part[1]) if block else block
+        return whole[::-1] if self.transposed else whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +112,8 @@ class Architecture:
 
     `facts` gives its keys of config.json, and raises ConfigError for a task that it cannot express;
     without `prefixed` its tensors are named without the family's prefix. `problem` is the
-    problem_type of a class that has several losses.
+    problem_type of a class that has several losses. `decisive` are keys of `facts`, with what
+    transformers takes them to be where they are not said, that decide what a head means.
     """
 
     name: str
@@ -88,6 +121,7 @@ class Architecture:
     facts: Callable[[Any], dict[str, Any]] = lambda task: {}
     prefixed: bool = True
     problem: str | None = None
+    decisive: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,22 +202,24 @@ def source_of(rule: Rule, path: str, shape: tuple[int, ...]) -> Source | None:
     if path.startswith(SCANNED):
         if path.replace(SCANNED, UNROLLED, 1) != rule.ours:
             return None
-        names = tuple(rule.theirs.replace("{i}", str(i)) for i in range(shape[0]))
-        return Source(names, rule.transposed, stacked=True)
+        names = tuple(
+            rule.theirs.replace("{i}", str(i)) if i >= rule.first else None for i in range(shape[0])
+        )
+        return Source(names, rule.transposed, stacked=True, part=rule.part)
     match = re.fullmatch(re.escape(rule.ours).replace(r"\{i\}", r"(\d+)"), path)
     if match is None:
         return None
     block = match[1] if match.groups() else ""
-    return Source((rule.theirs.replace("{i}", block),), rule.transposed, stacked=False)
+    return Source((rule.theirs.replace("{i}", block),), rule.transposed, part=rule.part)
 
 
-def dense(ours: str, theirs: str, *, bias: bool = True) -> tuple[Rule, ...]:
-    """A dense layer: kernel and bias."""
-    kernel = Rule(f"{ours}/kernel", f"{theirs}.weight", transposed=True)
-    return (kernel, Rule(f"{ours}/bias", f"{theirs}.bias")) if bias else (kernel,)
+def dense(ours: str, theirs: str, *, part: tuple[int, int] = (0, 1)) -> tuple[Rule, ...]:
+    """A dense layer: kernel and bias, where there is one."""
+    kernel = Rule(f"{ours}/kernel", f"{theirs}.weight", transposed=True, part=part)
+    return kernel, Rule(f"{ours}/bias", f"{theirs}.bias", part=part)
 
 
-def norm(ours: str, theirs: str, *, bias: bool = True) -> tuple[Rule, ...]:
-    """A norm: scale and bias."""
-    scale = Rule(f"{ours}/scale", f"{theirs}.weight")
-    return (scale, Rule(f"{ours}/bias", f"{theirs}.bias")) if bias else (scale,)
+def norm(ours: str, theirs: str, *, first: int = 0) -> tuple[Rule, ...]:
+    """A norm: scale and bias, where there is one."""
+    scale = Rule(f"{ours}/scale", f"{theirs}.weight", first=first)
+    return scale, Rule(f"{ours}/bias", f"{theirs}.bias", first=first)

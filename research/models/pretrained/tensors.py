@@ -100,11 +100,20 @@ class Tensors:
         piece = self.files[name].get_slice(name)
         return piece[index[::-1]].T if transposed else piece[index]
 
-    def read_source(self, source: Source, index: Index, dtype: np.dtype) -> np.ndarray:
-        """A piece of a parameter, C-contiguous."""
-        if not source.stacked:
-            piece = self.read(source.names[0], index, transposed=source.transposed)
-            return np.ascontiguousarray(piece, dtype=dtype)
-        names = source.names[index[0]]
-        layers = [self.read(name, index[1:], transposed=source.transposed) for name in names]
-        return np.stack(layers).astype(dtype)
+    def read_source(
+        self, source: Source, index: Index, shape: tuple[int, ...], dtype: np.dtype
+    ) -> np.ndarray:
+        """A piece of a parameter of a shape, C-contiguous. No more is in memory than it and one
+        tensor's share of it."""
+        spans = [range(size)[piece] for size, piece in zip(shape, index)]
+        made = np.ones([len(span) for span in spans], dtype)
+        inner = spans[1:] if source.stacked else spans
+        starts = [span.start for span in inner]
+        if inner:
+            starts[-1] += source.part[0] * shape[-1]
+        within = tuple(slice(start, start + len(s)) for start, s in zip(starts, inner))
+        names = [source.names[i] for i in spans[0]] if source.stacked else source.names
+        for place, name in zip(made if source.stacked else made[None], names):
+            if name is not None:
+                place[...] = self.read(name, within, transposed=source.transposed)
+        return made

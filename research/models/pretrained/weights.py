@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,15 +79,15 @@ def load(
         names, ignored = family.canonical(tensors.files)
         for path, leaf in abstract.items():
             sources = [] if re.search(skip, path) else family.sources(path, leaf.shape)
-            present = [s for s in sources if any(name in names for name in s.names)]
+            present = [s for s in sources if any(name in names for name in s.present)]
             source = present[0] if present else None
             if source is None:
                 if not re.search(allow, path) and not re.search(skip, path):
-                    wanted = sources[0].names[0] if sources else f"no tensor of {family.name}"
+                    wanted = sources[0].present[0] if sources else f"no tensor of {family.name}"
                     raise ConfigError(f"{directory}: lacks parameter {path} ({wanted})")
                 continue
             params[path], loaded[path] = load_one(tensors, names, source, path, leaf)
-            ignored += [names[n] for other in present[1:] for n in other.names if n in names]
+            ignored += [names[n] for other in present[1:] for n in other.present if n in names]
     used = {name for group in loaded.values() for name in group}
     buffers = family.buffers + (family.tied if spec.tied else ())
     for today, name in names.items():
@@ -111,22 +112,23 @@ def load_one(
     tensors: Tensors, names: Mapping[str, str], source: Source, path: str, leaf: Any
 ) -> tuple[jax.Array, tuple[str, ...]]:
     """One parameter, and the names in the file of the tensors that it was made of."""
-    missing = [name for name in source.names if name not in names]
+    missing = [name for name in source.present if name not in names]
     if missing:
         raise ConfigError(f"{tensors.directory}: lacks tensor {missing[0]} of parameter {path}")
-    found = tuple(names[name] for name in source.names)
-    expected = leaf.shape[1:] if source.stacked else leaf.shape
-    for name in found:
-        shape = tensors.shape(name)
-        if (shape[::-1] if source.transposed else shape) != expected:
-            ours = tuple(expected[::-1] if source.transposed else expected)
+    here = dataclasses.replace(source, names=tuple(n and names[n] for n in source.names))
+    for name in here.present:
+        shape, expected = tensors.shape(name), source.shape(leaf.shape)
+        if shape != expected:
             hint = "; is config.json's vocab_size right?" if path == "backbone/embed/table" else ""
             raise ConfigError(
                 f"{tensors.directory}: tensor {name} is {shape}, but parameter {path} needs "
-                f"{ours}{hint}"
+                f"{expected}{hint}"
             )
-    here = Source(found, source.transposed, source.stacked)
-    return place(leaf, lambda index: tensors.read_source(here, index, leaf.dtype)), found
+
+    def read(index: Any) -> np.ndarray:
+        return tensors.read_source(here, index, leaf.shape, leaf.dtype)
+
+    return place(leaf, read), here.present
 
 
 def transfer(
