@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -148,9 +149,15 @@ def test_runs_of_different_tasks_or_tokenizers_are_not_mixed(
 ) -> None:
     with pytest.raises(ConfigError, match="at least two"):
         soup([averaged.path], tmp_path / "soup")
-    config = workshop.config(folder, name="wide", steps=1)
-    config = dataclasses.replace(config, task=config.task.clone(smoothing=0.1))
+    config = workshop.config(folder, name="smooth", steps=3)
+    config = dataclasses.replace(config, task=config.task.clone(label_smoothing=0.1))
     other = train.run(config, tmp_path)
-    with pytest.raises(ConfigError, match=r"different tasks \(task.smoothing: 0.0 -> 0.1\)"):
+    with pytest.raises(ConfigError, match=r"different tasks \(task.label_smoothing: 0.0 -> 0.1\)"):
         soup([averaged.path, other.path], tmp_path / "soup")
+    runs_of_one_task = [averaged.path, tmp_path / "copy"]
+    shutil.copytree(*runs_of_one_task)
+    tokenizer = tmp_path / "copy" / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    with pytest.raises(ConfigError, match="different tokenizers"):
+        soup(runs_of_one_task, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def poisoned(folder: Path, step: int, **changes: Any) -> Config:
     config = workshop.config(
         folder, batch_size=BATCH, steps=STEPS, save_every=3, eval_every=6, spikes=WATCH
     )
-    config = dataclasses.replace(config, log_every=1, **changes)
+    config = dataclasses.replace(config, **changes)
     batches = config.data.open("train", BATCH, steps=STEPS, seed=config.seed)
     bad = int(batches.examples_of(step)[0])
     task = Poisoned(backbone=config.task.backbone, labels=("fruit", "metal"), bad=bad)
@@ -71,7 +72,7 @@ def test_a_spike_is_taken_back_and_its_batches_are_passed_over(
     assert spike["loss"] > spike["bound"]
     assert whole.summary["spikes"]["endured"] == []
     losses = [row["loss"] for row in told(whole.path) if row["split"] == "train"]
-    assert len(losses) == STEPS
+    assert len(losses) == STEPS // 3
     assert max(losses) < 3.0
     assert whole.summary["steps"] == STEPS
     assert "going back" in (whole.path / "log.txt").read_text()
@@ -91,13 +92,11 @@ def test_a_spike_is_taken_back_and_its_batches_are_passed_over(
     assert told(other.path) == told(whole.path)
 
 
-@pytest.mark.parametrize("moment", [(1, 7), (2, 6), (2, 8), (2, 10)])
+@pytest.mark.parametrize(("time", "step"), [(1, 8), (2, 6), (2, 8), (1, 10)])
 def test_killed_before_or_after_a_rewind_it_goes_on_bit_for_bit(
-    whole: train.Result, folder: Path, moment: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    whole: train.Result, folder: Path, time: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    time, step = moment  # dies the n-th time that it comes to this step
-    if step in (8, 10):
-        time = 1 if step == 10 else time
+    # It dies when it comes to `step` for this time; that step 7 spiked is seen once 8 is under way.
     seen: list[int] = []
 
     def advance(self: train.Loop, batch: Any) -> Any:
@@ -141,7 +140,7 @@ def test_only_a_full_window_finds_a_spike_and_its_bound_is_mean_plus_sigma() -> 
         Spikes(window=4, sigma=3.0).watch(memory, loss, step, 100)
     last = np.asarray(losses[-4:])
     bound = last.mean() + 3.0 * last.std()
-    Spikes(window=4, sigma=3.0).watch(dict(memory), bound * 0.999, 5, 100)
+    Spikes(window=4, sigma=3.0).watch(copy.deepcopy(memory), bound * 0.999, 5, 100)
     with pytest.raises(SpikeError) as caught:
         Spikes(window=4, sigma=3.0).watch(memory, bound * 1.001, 5, 100)
     assert caught.value.found["bound"] == pytest.approx(bound)
