@@ -8,6 +8,7 @@
     launch.py predict RUN [--input FILE|-] [--output FILE]    texts in, JSON lines (or .npy) out
     launch.py report RUN... [--to DIR]                        the page of a run, or of several
     launch.py export RUN --to hf DIR                          a directory transformers loads
+    launch.py soup RUN... --to DIR                            the mean of several runs' models
     launch.py replay RUN                                      the step a run died of (exit 3)
     launch.py bench WORKLOAD [OPTIONS]                        speed, beside a rival
 
@@ -217,6 +218,17 @@ def export(arguments: list[str]) -> None:
     print(f"{target}: {type(loaded.task).__name__} of {options.run} for transformers")
 
 
+def soup(arguments: list[str]) -> None:
+    """Averages the models of runs into a directory that evaluate, predict and export read."""
+    from research.soup import soup as averaged
+
+    parser = Parser("soup")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--to", required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+    print(f"{averaged(options.runs, options.to)}: the mean of {len(options.runs)} models")
+
+
 def replay(arguments: list[str]) -> None:
     """Takes the step again that a run could not take, and prints its means."""
     from research.replay import replay as replayed
@@ -235,7 +247,7 @@ def bench(arguments: list[str]) -> None:
 
 VERBS = {
     verb.__name__: verb
-    for verb in (train, study, show, evaluate, predict, report, export, replay, bench)
+    for verb in (train, study, show, evaluate, predict, report, export, soup, replay, bench)
 }
 
 

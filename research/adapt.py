@@ -18,11 +18,13 @@ Flat = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to one parameter: `multiplier` scales the learning rate."""
+    """What happens to one parameter: `multiplier` scales the learning rate, `initial` what is drawn
+    anew of it."""
 
     learns: bool = True
     multiplier: float = 1.0
     decays: bool = True
+    initial: float = 1.0
 
 
 class Strategy(Protocol):

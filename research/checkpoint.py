@@ -239,7 +239,7 @@ def load_tree(
     verifies; `prefix` "" is the whole tree. Raises `ConfigError` where there is no such step or
     no such prefix, `StorageError` where the step is damaged, or every step is.
     """
-    folder, tree = _whole(Path(directory).absolute(), step)
+    folder, tree = whole(Path(directory).absolute(), step)
     inside = [path for path in tree if not prefix or f"{path}/".startswith(f"{prefix}/")]
     if not inside:
         tops = sorted({path.partition("/")[0] for path in tree})
@@ -254,8 +254,8 @@ def load_tree(
     return nested
 
 
-def _whole(directory: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
-    """The folder of a step that verifies, and its tree."""
+def whole(directory: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
+    """The folder of a step that verifies (None is the newest), and shape and dtype by path."""
     stored = steps(directory)
     if not stored or step not in (None, *stored):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"

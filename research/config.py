@@ -28,10 +28,12 @@ import flax.linen as nn
 import tyro
 
 from research.adapt import Full, Strategy
+from research.alternatives import choose
 from research.errors import ConfigError
 from research.evaluate import Evaluator
 from research.optim import Optim
 from research.sharding import MeshSpec
+from research.spikes import Spikes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Config:
     metric whose best checkpoint is kept (a loss or a perplexity is best when smallest); after
     `patience` evaluations without a better one the run stops. `eval_every` and `save_every` are
     steps; left out, evaluation is once an epoch and at the end, and saving goes with it. A run
-    without progress for `hang_after` seconds ends itself with exit code 5.
+    without progress for `hang_after` seconds ends itself with exit code 5. `spikes` takes back
+    steps whose loss jumps (`--spikes spikes --spikes.sigma 5`).
     """
 
     name: str
@@ -62,6 +65,7 @@ class Config:
     keep: int = 2
     track: str | None = None
     patience: int | None = None
+    spikes: Spikes | None = None
     init_from: str | None = None
     mesh: MeshSpec = MeshSpec()
     seed: int = 0
@@ -82,6 +86,8 @@ class Config:
             )
         if self.patience is not None and self.track is None:
             raise ConfigError("config: patience needs track, the metric to watch")
+        if self.spikes is not None:
+            self.spikes.check()
 
 
 def load_module(file: str | Path) -> ModuleType:
@@ -125,10 +131,12 @@ def load_config(file: str | Path, overrides: list[str], prog: str = "train FILE"
 def override(config: Any, arguments: list[str], prog: str, *, switches: bool = False) -> Any:
     """Any nest of dataclasses with some fields replaced; the types are those of the fields.
 
-    With `switches` a bool is set by --small and --no-small instead of --small True.
+    With `switches` a bool is set by --small and --no-small instead of --small True. A field that
+    may hold one of several classes takes a class's name first (`--optim.rule lion`).
 
     Raises ConfigError naming the nearest flag for an unknown one, and SystemExit for --help.
     """
+    config, arguments = choose(config, arguments)
     flags = {f"--{name.replace('_', '-')}": name for name, _ in leaves(config)}
     for argument in arguments:
         flag = argument.split("=")[0].replace("_", "-")

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from research import audit, checkpoint, manifest, runs, sharding
+from research import audit, average, manifest, runs, sharding
 from research.config import Config, build, fields
 from research.data import vocabulary
 from research.data.vectors import fill_table
@@ -117,12 +117,13 @@ def starting_params(
     """
     wanted = flatten_dict(abstract, sep="/")
     shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+    rules = config.adapt.rules(wanted)
 
     def fresh(paths: Iterable[str]) -> dict[str, jax.Array]:
         # What is not asked for is neither compiled nor drawn.
         def draw(key: jax.Array) -> dict[str, jax.Array]:
             flat = flatten_dict(initialize(config.task, shapes, key), sep="/")
-            return {path: flat[path] for path in paths}
+            return {path: flat[path] * rules[path].initial for path in paths}
 
         shardings = {path: wanted[path].sharding for path in paths}
         drawn: Any = jax.jit(draw, out_shardings=shardings)(jax.random.key(config.seed))
@@ -132,7 +133,7 @@ def starting_params(
         return unflatten_dict(with_vectors(config, fresh(tuple(wanted)), report), sep="/")
     if is_run(config.init_from):
         saved = Path(config.init_from) / "checkpoints"
-        source = checkpoint.load_tree(saved, step=manifest.best(saved))
+        source = average.load(saved, manifest.best(saved))
         params, account = pretrained.transfer(source, abstract, fresh=fresh)
     else:
         directory = pretrained.resolve(config.init_from)

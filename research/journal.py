@@ -59,6 +59,21 @@ def process_age() -> float:
     return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
+def blank() -> dict[str, Any]:
+    """What a journal remembers before the first step."""
+    return {
+        "window": {},
+        "examples": 0,
+        "tokens": 0,
+        "train": {},
+        "last": None,
+        "best": None,
+        "since_best": 0,
+        "nonfinite": 0,
+        "evaluated": -1,
+    }
+
+
 class Journal:
     """metrics.jsonl, TensorBoard and a progress bar; sums, best score and counts between saves.
 
@@ -68,17 +83,7 @@ class Journal:
 
     def __init__(self, directory: RunDirectory, steps: int, *, show: bool) -> None:
         self.directory = directory
-        self.memory: dict[str, Any] = {
-            "window": {},
-            "examples": 0,
-            "tokens": 0,
-            "train": {},
-            "last": None,
-            "best": None,
-            "since_best": 0,
-            "nonfinite": 0,
-            "evaluated": -1,
-        }
+        self.memory = blank()
         self.writer = SummaryWriter(str(Path(directory.path) / "tensorboard"), flush_secs=30)
         self.bar = tqdm(
             total=steps,
@@ -93,11 +98,11 @@ class Journal:
         self.glance = (self.started, 0)
 
     def recall(self, memory: dict[str, Any], step: int) -> None:
-        """Goes on from a checkpoint: what was written of later steps is taken back."""
+        """Goes on from a checkpoint, or from nothing at step -1: later lines are taken back."""
         self.memory = memory
         self.glance = (time.monotonic(), memory["tokens"])
         self.directory.truncate_metrics(step)
-        self.bar.update(step)
+        self.bar.update(max(step, 0) - self.bar.n)
 
     def add(self, means: dict[str, Any], examples: int, tokens: int, padding: float) -> None:
         """The means (on the host) of one step, with what it trained on."""

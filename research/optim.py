@@ -1,4 +1,4 @@
-"""AdamW and its schedules, with a learning-rate multiplier and a decay mask for every path."""
+"""How parameters move: the learning rate by step, decay, clipping, and the update rule."""
 
 from __future__ import annotations
 
@@ -6,55 +6,52 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from research.adapt import Flat, Rule
+from research.adapt import Rule
 from research.errors import ConfigError
+from research.optimizers import AdamW, UpdateRule
 
-Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt"]
+Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd", "wsd_sqrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW (Loshchilov & Hutter, 2019).
+    """An update rule with its schedule.
 
-    `warmup`: steps, or below 1 a share of all steps; `final`: what is left of the learning rate at
-    the last step, as a share; `clip`: largest global gradient norm, None for no limit.
+    `rule`: AdamW, Lamb, Lion, Muon or Adafactor of research/optimizers.py, each with its fields; on
+    the command line `--optim.rule lion`. `warmup`: steps, or below 1 a share of all steps; `final`:
+    what is left of the learning rate at the last step, as a share. `schedule` "wsd" warms up, stays
+    and decays (Hu et al., 2024) over the last `cooldown` steps, or below 1 that share of all steps:
+    in a line, or with "wsd_sqrt" by 1 - sqrt (Hägele et al., 2024). `clip`: largest global gradient
+    norm, None for no limit. `ema`: decay of the average of the parameters after each step, which is
+    evaluated and exported in their place (research/average.py); None keeps none.
     """
 
+    rule: UpdateRule = AdamW()
     learning_rate: float = 5e-5
     schedule: Schedule = "linear"
     warmup: float = 0.1
+    cooldown: float = 0.2
     final: float = 0.0
     weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
     clip: float | None = 1.0
+    ema: float | None = None
 
     def rate(self, steps: int) -> optax.Schedule:
         """Learning rate by step, for a run of `steps`.
 
         Step 0 of w steps of warm-up has 1 / w of the full rate; without warm-up it has all of it.
-        `Optim(learning_rate=1, warmup=0).rate(10)(5)` is 0.5.
+        `Optim(learning_rate=1, warmup=0).rate(10)(5)` is 0.5. Raises ConfigError for a warm-up or a
+        cooldown that does not fit, and for an `ema` that is no decay.
         """
-        warmup = round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
+        warmup, peak = steps_of(self.warmup, steps), self.learning_rate
         if warmup >= steps and warmup > 0:
             raise ConfigError(f"optim.warmup: {warmup} steps of warm-up in a run of {steps}")
-        peak, rest, last = self.learning_rate, steps - warmup, self.learning_rate * self.final
-        decay: optax.Schedule
-        if self.schedule == "constant":
-            decay = optax.constant_schedule(peak)
-        elif self.schedule == "linear":
-            decay = optax.linear_schedule(peak, last, rest)
-        elif self.schedule == "cosine":
-            decay = optax.cosine_decay_schedule(peak, rest, self.final)
-        else:
-            scale = max(warmup, 1)
-            decay = lambda step: peak * (scale / (scale + step)) ** 0.5  # noqa: E731
+        if self.ema is not None and not 0.0 <= self.ema < 1.0:
+            raise ConfigError(f"optim.ema: {self.ema} is not a decay in [0, 1)")
+        decay = self.after_warmup(steps, warmup)
         if warmup == 0:
             return decay
         rise = (
@@ -64,6 +61,32 @@ class Optim:
         )
         return optax.join_schedules([rise, decay], [warmup])
 
+    def after_warmup(self, steps: int, warmup: int) -> optax.Schedule:
+        """Learning rate by the number of steps since the warm-up."""
+        peak, rest, last = self.learning_rate, steps - warmup, self.learning_rate * self.final
+        if self.schedule == "constant":
+            return optax.constant_schedule(peak)
+        if self.schedule == "linear":
+            return optax.linear_schedule(peak, last, rest)
+        if self.schedule == "cosine":
+            return optax.cosine_decay_schedule(peak, rest, self.final)
+        if self.schedule == "inverse_sqrt":
+            scale = max(warmup, 1)
+            return lambda step: peak * (scale / (scale + step)) ** 0.5
+        cooldown = steps_of(self.cooldown, steps)
+        if not 0 < cooldown <= rest:
+            raise ConfigError(
+                f"optim.cooldown: {cooldown} steps of cooldown after {warmup} of warm-up in a run "
+                f"of {steps}"
+            )
+        power = 1.0 if self.schedule == "wsd" else 0.5
+
+        def stay_then_fall(step: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
+            share = jnp.clip((step - (rest - cooldown)) / cooldown, 0.0, 1.0)
+            return peak - (peak - last) * share**power
+
+        return stay_then_fall
+
     def build(self, steps: int, rules: Mapping[str, Rule]) -> optax.GradientTransformationExtraArgs:
         """The update rule for a flat dict {path: array} of the parameters that learn.
 
@@ -71,40 +94,9 @@ class Optim:
         `count`, and whether they are `finite`; where not, parameters and state stay as they are.
         """
         learning = {path: rule for path, rule in rules.items() if rule.learns}
-        rate = self.rate(steps)
+        return self.rule.build(self.rate(steps), learning, self.weight_decay, self.clip)
 
-        def init(params: Flat) -> optax.ScaleByAdamState:
-            mu, nu = ({path: jnp.zeros_like(leaf) for path, leaf in params.items()} for _ in "mn")
-            return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
-        def update(
-            sums: Flat,
-            state: optax.ScaleByAdamState,
-            params: Flat,
-            *,
-            count: jax.Array | float = 1.0,
-            finite: jax.Array | bool = True,
-        ) -> tuple[Flat, optax.ScaleByAdamState]:
-            # All that is the same for every element is worked out once, `finite` included: what is
-            # left is one pass an array, in place. A `where` over old and new would copy both.
-            scale = 1.0 / count
-            if self.clip is not None:
-                scale *= jnp.minimum(1.0, self.clip / (optax.tree.norm(sums) * scale))
-            step = state.count + 1
-            scale, speed = jnp.where(finite, jnp.array([scale, rate(state.count)]), 0.0)
-            old1, old2 = jnp.where(finite, jnp.array([self.beta1, self.beta2]), 1.0)
-            new1, new2 = (1 - self.beta1) * scale, (1 - self.beta2) * scale**2
-            first, second = 1 - self.beta1**step, lax.rsqrt(1 - self.beta2**step)
-            mu, nu, updates = {}, {}, {}
-            for path, total in sums.items():
-                grad = jnp.where(finite, total, 0.0)
-                mu[path] = m = old1 * state.mu[path] + new1 * grad
-                nu[path] = v = old2 * state.nu[path] + new2 * jnp.square(grad)
-                pace = speed * learning[path].multiplier
-                updates[path] = -(pace / first) * m / (jnp.sqrt(v) * second + self.epsilon)
-                if learning[path].decays:
-                    updates[path] -= pace * self.weight_decay * params[path]
-            steps_taken = state.count + jnp.asarray(finite, jnp.int32)
-            return updates, optax.ScaleByAdamState(steps_taken, mu, nu)
-
-        return optax.GradientTransformationExtraArgs(init, update)
+def steps_of(amount: float, steps: int) -> int:
+    """A number of steps, or below 1 a share of all steps."""
+    return round(amount * steps) if amount < 1 else round(amount)

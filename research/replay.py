@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,24 @@ from research import config as configs
 from research import initialize, runs, sharding
 from research.checkpoint import Checkpoints
 from research.config import Config
-from research.errors import ConfigError
+from research.errors import ConfigError, NonFiniteError
 from research.step import abstract_state, make_step
 
 
-def write(directory: Path, state: Any, batch: dict[str, np.ndarray], step: int) -> Path:
-    """Keeps the state in which `step` was tried, and the batch it was tried on."""
+def give_up(
+    directory: Path, state: Any, batch: dict[str, np.ndarray], step: int, tries: int
+) -> NoReturn:
+    """Keeps the state in which `step` was tried, and its batch, and raises NonFiniteError."""
     bundle = directory / "replay"
     checkpoints = Checkpoints(bundle / "checkpoints")
     before = state.replace(step=jnp.asarray(step, jnp.int32))
     checkpoints.save(step, before, {}, wait=True)
     checkpoints.close()
     save_file(batch, bundle / "batch.safetensors")
-    return bundle
+    raise NonFiniteError(
+        f"{directory}: loss or gradient was not finite in {tries} steps in a row, up to step "
+        f"{step + 1}; {bundle} replays the last of them"
+    )
 
 
 def replay(run: str | Path) -> dict[str, float]:

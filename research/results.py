@@ -72,6 +72,8 @@ def summarize(
 ) -> dict[str, Any]:
     """What result.json holds: the scores at the best step, or at the last without `track`."""
     scored = memory["best"] or memory["last"] or {"metrics": {}, "details": {}, "step": step}
+    noted = memory.get("spikes", {})
+    spikes = {"spikes": {name: noted[name] for name in ("rewound", "endured")}} if noted else {}
     train = {f"train/{name}": value for name, value in memory["train"].items()}
     return {
         "name": config.name,
@@ -95,6 +97,7 @@ def summarize(
         "compiled": len(program.executables),
         "flops_per_step": program.flops(),
         "data": batches.stats(),
+        **spikes,
         **runs.environment(),
     }
 

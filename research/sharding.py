@@ -23,6 +23,8 @@ ROWS = ("data", "fsdp")
 # The first pattern found in the path decides. Axes are those of the last dimensions, so that a
 # scanned stack, which has one more in front, needs no rule of its own.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    # Optimizer state that has not its parameter's axes: Adafactor's rows and columns are vectors.
+    (r"(^|/)(v_row|v_col)/|(^|/)ns_coeffs$", ()),
     (r"(embed|embed_positions|embed_types|unembed)/table$", ("tensor", "fsdp")),
     (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),
     (r"mlp/(up|gate)/kernel$", ("fsdp", "tensor")),

@@ -14,8 +14,9 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from research import sharding
+from research import average, sharding
 from research.adapt import Rule, Strategy
+from research.average import Average
 from research.metrics import Mean
 from research.optim import Optim
 from research.programs import Program
@@ -23,21 +24,36 @@ from research.programs import Program
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes. `opt_state` is over the flat dict of what learns."""
+    """Everything a step changes. `opt_state` and `ema` are over the flat dict of what learns;
+    `ema` is there only where the run keeps an average."""
 
     step: jax.Array
     params: Any
     opt_state: Any
+    ema: Average | None = None
+
+    @property
+    def result(self) -> Any:
+        """The parameters to evaluate: their average where one is kept."""
+        return self.params if self.ema is None else average.merged(self.params, self.ema.params)
 
 
 def init_state(
-    params: Any, tx: optax.GradientTransformation, rules: Mapping[str, Rule]
+    params: Any,
+    tx: optax.GradientTransformation,
+    rules: Mapping[str, Rule],
+    ema: float | None = None,
 ) -> TrainState:
     """Step 0 with these parameters."""
     learning = {
         path: leaf for path, leaf in flatten_dict(params, sep="/").items() if rules[path].learns
     }
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(learning))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(learning),
+        ema=None if ema is None else average.start(learning),
+    )
 
 
 def abstract_state(
@@ -45,7 +61,8 @@ def abstract_state(
 ) -> tuple[Any, Callable[[Any], TrainState]]:
     """Shapes and shardings of the state, and the function that turns parameters into it."""
     rules = adapt.rules(flatten_dict(params, sep="/"))
-    create = functools.partial(init_state, tx=optim.build(steps, rules), rules=rules)
+    tx = optim.build(steps, rules)
+    create = functools.partial(init_state, tx=tx, rules=rules, ema=optim.ema)
     abstract = sharding.shard(jax.eval_shape(create, params), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return abstract, jax.jit(create, out_shardings=shardings, donate_argnums=0)
@@ -60,6 +77,7 @@ def train_step(
     key: jax.Array,
     *,
     microbatches: int = 1,
+    ema: float | None = None,
 ) -> tuple[TrainState, dict[str, Mean]]:
     """One update of what learns, by the gradient of the batch's mean loss.
 
@@ -104,6 +122,7 @@ def train_step(
         step=state.step + 1,
         params=unflatten_dict(params | learned, sep="/"),
         opt_state=opt_state,
+        ema=None if ema is None else average.follow(state.ema, learned, ema, finite),
     )
     return new, means
 
@@ -117,6 +136,8 @@ def make_step(
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Mean]]:
         rules = adapt.rules(flatten_dict(state.params, sep="/"))
         tx = optim.build(steps, rules)
-        return train_step(task, tx, rules, state, batch, key, microbatches=microbatches)
+        return train_step(
+            task, tx, rules, state, batch, key, microbatches=microbatches, ema=optim.ema
+        )
 
     return Program(step, donate=True)

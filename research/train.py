@@ -20,11 +20,12 @@ from research import audit, initialize, replay, results, sharding
 from research.checkpoint import Checkpoints
 from research.config import Config
 from research.data.batches import prefetch
-from research.errors import NonFiniteError, PreemptedError
+from research.errors import PreemptedError
 from research.evaluate import Model
-from research.journal import Clock, Journal, process_age
+from research.journal import Clock, Journal, blank, process_age
 from research.metrics import Mean
 from research.runs import RunDirectory, StopSignal
+from research.spikes import Others, SpikeError
 from research.step import TrainState, abstract_state, make_step
 from research.watchdog import Watchdog
 
@@ -94,41 +95,57 @@ class Loop:
         params = initialize.abstract_params(config.task, batch, mesh)
         # Before there is a state: compiling takes as much memory as most states do.
         with clock.phase("compile"):
-            state, create = abstract_state(config.optim, config.adapt, self.steps, params, mesh)
-            self.program.compiled(state, batch, self.key)
+            self.abstract, create = abstract_state(
+                config.optim, config.adapt, self.steps, params, mesh
+            )
+            self.program.compiled(self.abstract, batch, self.key)
+        self.create = lambda: create(initialize.starting_params(config, params, batch, journal.say))
         with clock.phase("startup"):
             audit.write(directory, config, params, mesh, self.batches)
             self.checkpoints = Checkpoints(
                 directory.path / "checkpoints", config.keep, report=journal.say
             )
-            self.state = self.restore(state) or create(
-                initialize.starting_params(config, params, batch, journal.say)
-            )
-        self.step = int(self.state.step)
+            self.begin()
         self.first_step = 0.0
         self.rate = config.optim.rate(self.steps)
         every = math.ceil(self.batches.rows / config.batch_size)
         self.eval_every = config.eval_every or every
         self.save_every = config.save_every or self.eval_every
 
-    def restore(self, abstract: TrainState) -> TrainState | None:
-        """The state of this run's newest checkpoint, None where there is none."""
-        restored = self.checkpoints.restore(abstract)
+    def begin(self) -> None:
+        """Goes on from this run's newest checkpoint, or starts."""
+        restored = self.checkpoints.restore(self.abstract)
         if restored is None:
-            self.directory.truncate_metrics(-1)
-            return None
-        results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)
-        self.journal.recall(restored.meta["journal"], restored.step)
-        self.journal.say(f"resumed at step {restored.step}")
-        return restored.state
+            self.journal.recall(blank(), -1)
+            self.state = self.create()
+        else:
+            results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)
+            self.journal.recall(restored.meta["journal"], restored.step)
+            self.journal.say(f"resumed at step {restored.step}")
+            self.state = restored.state
+        self.step = int(self.state.step)
 
     def run(self) -> dict[str, Any]:
         """Steps to the end; returns what result.json holds."""
+        while True:
+            try:
+                self.go()
+                return self.finish()
+            except SpikeError as spike:
+                self.journal.say(f"{spike}: going back")
+                before = self.journal.memory
+                self.begin()
+                spike.rewound(before, self.journal.memory, self.step)
+
+    def go(self) -> None:
+        """Steps to the end. Raises SpikeError where they are to be taken back."""
         ended = self.step > 0 and self.settle()
         pending = None
-        with closing(prefetch(self.batches, self.step, self.steps)) as stream:
+        batches: Any = Others(self.batches, self.journal.memory, self.steps)
+        with closing(prefetch(batches, self.step, self.steps)) as stream:
             while not ended and self.step < self.steps:
                 if self.stopping():
+                    self.note(pending)
                     self.preempt()
                 with self.clock.phase("wait"):
                     _, batch = next(stream)
@@ -141,7 +158,6 @@ class Loop:
                     self.note(pending)
                     pending = None
                     ended = self.boundary() and self.settle()
-        return self.finish()
 
     def advance(self, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, Mean]]:
         """Dispatches one step."""
@@ -171,12 +187,12 @@ class Loop:
         self.journal.add(
             means, int((batch["ids"] >= 0).sum()), tokens, 1 - tokens / batch["tokens"].size
         )
-        if self.journal.memory["nonfinite"] >= MOST_NONFINITE:
-            where = replay.write(self.directory.path, self.state, batch, self.step - 1)
-            raise NonFiniteError(
-                f"{self.directory.path}: loss or gradient was not finite in {MOST_NONFINITE} steps "
-                f"in a row, up to step {self.step}; {where} replays the last of them"
-            )
+        memory, loss = self.journal.memory, float(means["loss"].value)
+        if self.config.spikes is not None and not memory["nonfinite"]:
+            self.config.spikes.watch(memory, loss, self.step - 1, self.steps)
+        if memory["nonfinite"] >= MOST_NONFINITE:
+            step, tries = self.step - 1, memory["nonfinite"]
+            replay.give_up(self.directory.path, self.state, batch, step, tries)
 
     def settle(self) -> bool:
         """Logs, evaluates and saves what is due after `step` steps; whether the run ends early."""
@@ -197,7 +213,7 @@ class Loop:
 
     def evaluate(self) -> bool:
         """Runs every evaluator and writes the numbers; whether this is the best model so far."""
-        model = self.model(self.state.params)
+        model = self.model(self.state.result)
         metrics: dict[str, float] = {}
         details: dict[str, Any] = {}
         scores = {evaluator.name: evaluator(model) for evaluator in self.config.evals}

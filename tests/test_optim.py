@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -34,6 +37,28 @@ def test_inverse_sqrt_halves_after_four_times_the_steps() -> None:
     rate = Optim(learning_rate=1.0, schedule="inverse_sqrt", warmup=100).rate(10_000)
     assert float(rate(100)) == pytest.approx(1.0)
     assert float(rate(400)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("schedule", "halfway"), [("wsd", 0.5), ("wsd_sqrt", 1 - 0.5**0.5)])
+def test_wsd_rises_stays_and_falls(schedule: Any, halfway: float) -> None:
+    settings = Optim(learning_rate=2.0, schedule=schedule, warmup=10, cooldown=40, final=0.1)
+    values = np.asarray([float(settings.rate(100)(step)) for step in range(102)])
+    np.testing.assert_allclose(values[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(values[10:61], 2.0, rtol=1e-6)
+    assert (np.diff(values[60:101]) < 0).all()
+    assert values[80] == pytest.approx(0.2 + 1.8 * halfway, rel=1e-5)
+    np.testing.assert_allclose(values[100:], 0.2, rtol=1e-5)
+    shares = dataclasses.replace(settings, warmup=0.1, cooldown=0.4).rate(100)
+    np.testing.assert_allclose([float(shares(step)) for step in (3, 70, 99)], values[[3, 70, 99]])
+    if schedule == "wsd":  # the joint between staying and a line has equal steps on
+        np.testing.assert_allclose(np.diff(values[60:101]), -1.8 / 40, atol=1e-5)
+
+
+def test_a_cooldown_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cooldown: 95 steps"):
+        Optim(schedule="wsd", warmup=10, cooldown=95).rate(100)
+    with pytest.raises(ConfigError, match="ema: 1"):
+        Optim(ema=1.0).rate(100)
 
 
 def test_warmup_longer_than_the_run_is_refused() -> None:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from research import checkpoint, manifest, runs
+from research import average, manifest, runs
 from research.config import Config, build
 from research.errors import ConfigError
 from research.evaluate import Model
@@ -48,7 +48,7 @@ def load(path: str | Path) -> Loaded:
     step = manifest.best(directory) or manifest.latest(directory)
     if step is None:
         raise ConfigError(f"{path}: has no checkpoint yet")
-    params: dict[str, Any] = checkpoint.load_tree(directory, step=step)
+    params = average.load(directory, step)
     if getattr(config.data, "tokenizer", None) is not None:
         data = dataclasses.replace(config.data, tokenizer=str(path / "tokenizer"))
         config = dataclasses.replace(config, data=data)
