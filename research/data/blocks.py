@@ -37,7 +37,8 @@ class Frame:
         """
         if end is None:
             template = Template.of(tokenizer, 1)
-            return cls(*template.parts, *template.part_types, *template.text_types)
+            (before, after), (first, last) = template.parts, template.part_types
+            return cls(before, after, first, last, template.text_types[0])
         token = tokenizer.token_to_id(end)
         if token is None:
             raise ConfigError(f"data.end: the tokenizer has no token {end!r}")

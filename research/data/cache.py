@@ -39,7 +39,7 @@ class Growing:
     def append(self, values: np.ndarray) -> None:
         """Adds to the end. Raises StorageError where the disk is full."""
         try:
-            self.file.write(np.ascontiguousarray(values, self.dtype))
+            self.file.write(np.ascontiguousarray(values, self.dtype).data)
         except OSError as error:
             raise StorageError(f"the token cache cannot be written: {error}") from error
         self.size += len(values)

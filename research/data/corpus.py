@@ -69,10 +69,12 @@ class Corpus(Dataset):
 
         Raises DataError naming the row that has no text. Nothing is kept in the cache.
         """
-        texts = [row.get(self.text) if isinstance(row, dict) else row for row in rows]
-        for number, text in enumerate(texts, where[1]):
+        texts: list[str] = []
+        for number, row in enumerate(rows, where[1]):
+            text = row.get(self.text) if isinstance(row, dict) else row
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"{where[0]}:{number}: {self.text!r} is not a text, or empty")
+            texts.append(text)
         tokenizer = tokenizer_of(self.needed_tokenizer())[0]
         encoded = encode(texts, None, tokenizer, max_length=self.max_length)
         if len(encoded.blank):

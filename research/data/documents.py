@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -50,6 +50,13 @@ class Reader:
                 yield row
             else:
                 yield row[self.text]
+
+    def texts(self, sources: Sequence[str]) -> Iterator[str]:
+        """The documents of several sources that can be read and are not blank."""
+        for source in sources:
+            for text in self.read(source):
+                if isinstance(text, str) and text.strip():
+                    yield text
 
     def rows(self, source: str) -> Iterator[tuple[str, int, dict[str, str] | Bad]]:
         """(file, line, row) one after another."""

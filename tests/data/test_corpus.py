@@ -25,7 +25,24 @@ from research.data.tokenize import SPECIAL, load_tokenizer, train_wordpiece
 from research.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("GRAFT_DATA", Path(__file__).parents[3] / "shared"))
-WORDS = "the cat sat on a mat while unbelievable rain was falling, naïve café 雪 😀 it?".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "unbelievable",
+    "rain",
+    "was",
+    "falling,",
+    "naïve",
+    "café",
+    "雪",
+    "😀",
+    "it?",
+]
 
 
 def document(number: int) -> str:
@@ -193,7 +210,7 @@ def test_a_mixture_of_corpora_is_drawn_by_its_weights(folder: Path, tmp_path: Pa
 
 def test_a_text_file_is_lines_paragraphs_or_one_document(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes("one\r\ntwo\n\n \nthree\n\nfour\nfive".encode())
+    path.write_bytes(b"one\r\ntwo\n\n \nthree\n\nfour\nfive")
     expected = {
         "line": ["one", "two", "three", "four", "five"],
         "paragraph": ["one\ntwo", "three", "four\nfive"],
