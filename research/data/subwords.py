@@ -23,6 +23,8 @@ SPECIAL = {
     "mask_token": "<mask>",
 }
 TOKENS = list(SPECIAL.values())
+# Between the scores of letters that a Unigram trainer brings back.
+STEP = 1e-4
 
 
 def train(kind: Kind, texts: Iterable[str], size: int, folder: str | Path) -> Path:
@@ -95,11 +97,28 @@ def train_unigram(texts: Iterable[str], size: int) -> Tokenizer:
         raw.train_from_iterator(texts, trainer)
     except Exception as error:  # tokenizers raises nothing more special
         raise ConfigError(f"no Unigram vocabulary of {size} tokens: {error}") from None
-    scores = {piece: round(score, 6) for piece, score in json.loads(raw.to_str())["model"]["vocab"]}
-    pieces = sorted(scores.keys() - set(TOKENS), key=lambda piece: (-scores[piece], piece))
-    vocabulary = [(piece, scores.get(piece, 0.0)) for piece in (*TOKENS, *pieces)]
+    found = dict(json.loads(raw.to_str())["model"]["vocab"])
+    scores = settled({piece: found[piece] for piece in found.keys() - set(TOKENS)})
+    pieces = sorted(scores, key=lambda piece: (-scores[piece], piece))
+    vocabulary = [(token, 0.0) for token in TOKENS] + [(piece, scores[piece]) for piece in pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, TOKENS.index("<unk>"), False))
     tokenizer.normalizer, tokenizer.pre_tokenizer = raw.normalizer, raw.pre_tokenizer
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.add_special_tokens(TOKENS)
     return tokenizer
+
+
+def settled(scores: dict[str, float]) -> dict[str, float]:
+    """Scores that do not depend on the order of a hash table, which differs between processes.
+
+    Sums are rounded. Letters that training threw out come back in any order, at the lowest score
+    and 0.0001, 0.0002, ... above it: all get the lowest.
+    """
+    made = {piece: round(score, 6) for piece, score in scores.items()}
+    lowest, above = min(made.values()), 0
+    for piece in sorted((p for p in made if len(p) == 1), key=lambda piece: scores[piece]):
+        steps = (made[piece] - lowest) / STEP
+        if steps > above + 0.02:
+            break
+        made[piece], above = lowest, round(steps) + 1
+    return made

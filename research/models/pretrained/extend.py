@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -56,7 +55,8 @@ def by_words(source: str, texts: Iterable[str], most: int, to: str | Path) -> Ex
     domain = Domain.of(texts, tokenizer)
     words = domain.useful(tokenizer, most)
     extended = with_words(tokenizer, words)
-    pieces = {extended.token_to_id(word): ids for word, ids in words.items()}
+    numbers = extended.get_vocab(with_added_tokens=True)
+    pieces = {numbers[word]: ids for word, ids in words.items()}
     rows = max([spec.vocab_size, *(i + 1 for i in pieces)])
     tensors = grown(directory, family, pieces, rows)
     values = {**config.values, "vocab_size": rows}
