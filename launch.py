@@ -10,6 +10,9 @@
     launch.py export RUN --to hf DIR                          a directory transformers loads
     launch.py soup RUN... --to DIR                            the mean of several runs' models
     launch.py replay RUN                                      the step a run died of (exit 3)
+    launch.py tokenizer FILES --kind bpe --size N --to DIR    a tokenizer trained on texts
+    launch.py tokenizer --extend DIR --from FILES             a model whose tokenizer knows the N
+                        --add N --to DIR                      words that save the most tokens
     launch.py bench WORKLOAD [OPTIONS]                        speed, beside a rival
 
 OVERRIDES are the fields of the config, typed: --optim.learning-rate 3e-5. `launch.py train FILE
@@ -24,6 +27,7 @@ import dataclasses
 import json
 import os
 import sys
+import typing
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -238,6 +242,35 @@ def replay(arguments: list[str]) -> None:
     print(json.dumps(replayed(parser.parse_args(arguments).run)))
 
 
+def tokenizer(arguments: list[str]) -> None:
+    """Trains a tokenizer on documents, or extends that of a Hugging Face directory by words."""
+    from research.data import subwords
+    from research.data.documents import Reader
+    from research.models.pretrained import extend
+
+    parser = Parser("tokenizer")
+    parser.add_argument("files", nargs="*", metavar="FILES", help="sources, as data.train may be")
+    parser.add_argument("--kind", choices=typing.get_args(subwords.Kind))
+    parser.add_argument("--size", type=int, help="tokens in all")
+    parser.add_argument("--extend", metavar="DIR", help="a Hugging Face directory")
+    parser.add_argument("--from", dest="source", nargs="+", default=[], metavar="FILES")
+    parser.add_argument("--add", type=int, metavar="N", help="the most words to add")
+    parser.add_argument("--text", default="text", help="the column of files with columns")
+    parser.add_argument("--to", required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+    reader = Reader(text=options.text)
+    if options.extend is not None:
+        if options.files or not options.source or options.add is None:
+            raise ConfigError("launch.py tokenizer: --extend DIR goes with --from FILES --add N")
+        texts = reader.texts(options.source)
+        print(extend.by_words(options.extend, texts, options.add, options.to))
+        return
+    if not options.files or options.kind is None or options.size is None:
+        raise ConfigError("launch.py tokenizer: give FILES, --kind and --size, or --extend DIR")
+    subwords.train(options.kind, reader.texts(options.files), options.size, options.to)
+    print(f"{options.to}: {options.kind} of {subwords.size(options.to)} tokens")
+
+
 def bench(arguments: list[str]) -> None:
     """Runs a workload of ours and of its rival in turn, and prints ratios."""
     from research.bench import main as run_bench
@@ -247,7 +280,19 @@ def bench(arguments: list[str]) -> None:
 
 VERBS = {
     verb.__name__: verb
-    for verb in (train, study, show, evaluate, predict, report, export, soup, replay, bench)
+    for verb in (
+        train,
+        study,
+        show,
+        evaluate,
+        predict,
+        report,
+        export,
+        soup,
+        replay,
+        tokenizer,
+        bench,
+    )
 }
 
 

@@ -15,6 +15,8 @@ A batch is a dict of arrays (int32 unless said otherwise):
     tags [B, T]                                 of tagged words: the tag's number at a word's first
                                                 token, -1 elsewhere
     ids, starts, lengths, labels [B, M]         ids: the row of the data set, -1 for an empty place
+    bytes, sources [B, M]                       of a corpus: UTF-8 bytes of an example's text, and
+                                                which source of a mixture it is from
     weights [B, M] float32                      0 for an empty place
 """
 

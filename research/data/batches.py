@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from research.data.pack import Layout, Plan, Shape, plan, slots_of
+from research.data.mixture import Mixture, drawn
+from research.data.pack import Layout, Plan, Shape, plan, plan_blocks, slots_of
 from research.data.tokenize import BEGINS, SPECIAL, Encoded
 from research.errors import ConfigError
 
@@ -32,8 +33,9 @@ class Examples:
     arrays [tokens, ...] that it holds as [B, T, ...], -1 at padding. `units` int64 [examples],
     ascending, keeps examples together (the texts of a pair): an order shuffles units, and
     `batch_size` counts them; None is one each. `draws` float64 [units] is how often an epoch of an
-    endless stream draws each beside the others; None is each once. `source` is what the rows were,
-    for tasks that score or tell by it; `dropped` counts the bad rows left out.
+    endless stream draws each beside the others; None is each once. With a `mixture` it says which
+    units an epoch has. `source` is what the rows were, for tasks that score or tell by it;
+    `dropped` counts the bad rows left out, `left_out` the good ones, by reason.
     """
 
     encoded: Encoded
@@ -41,8 +43,10 @@ class Examples:
     cells: Mapping[str, np.ndarray] = field(default_factory=dict)
     units: np.ndarray | None = None
     draws: np.ndarray | None = None
+    mixture: Mixture | None = None
     source: Any = None
     dropped: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -64,6 +68,11 @@ class Examples:
         if self.units is None:
             return np.arange(count + 1)
         return np.append(np.flatnonzero(np.diff(self.units, prepend=-1)), count)
+
+    @functools.cached_property
+    def begins(self) -> np.ndarray:
+        """Which examples are the first of their unit: bool [examples]."""
+        return np.bincount(self.bounds[:-1], minlength=self.bounds[-1]) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +116,7 @@ class Batches:
         self.lengths = examples.encoded.lengths
         self.permutation = functools.lru_cache(maxsize=2)(self.permute)
         self.plan = self.make_plan(math.lcm(multiple, host[1]))
-        order = f"{seed} shuffled" if self.shuffled else "in order"
+        order = f"{seed} {examples.mixture or 'shuffled'}" if self.shuffled else "in order"
         settings = f"{examples.fingerprint} {batch_size} {order} {arrangement}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:16]
 
@@ -130,12 +139,17 @@ class Batches:
             "truncated": self.examples.encoded.truncated,
             "tokens_truncated": self.examples.encoded.lost,
             "dropped": self.examples.dropped,
+            **{f"left out: {reason}": count for reason, count in self.examples.left_out.items()},
             "padding": round(self.padding, 4),
             "shapes": [list(shape) for shape in self.shapes],
         }
 
     def make_plan(self, multiple: int) -> Plan:
         """Exact where the run is short enough, else from evenly spread steps and a rescue."""
+        if self.arrangement.layout == "blocks":
+            count = self.batch_size if self.shuffled else min(self.batch_size, self.rows)
+            row_length = self.arrangement.row_length
+            return plan_blocks(self.lengths, self.examples.bounds, count, row_length, multiple)
         most = max(1, PLANNED // self.batch_size)
         # How many examples a step has is known beforehand only where each is a unit.
         exact = self.steps <= most or self.examples.units is not None
@@ -156,6 +170,8 @@ class Batches:
 
         Sorts Philox's raw output, which numpy promises never to change (NEP 19).
         """
+        if self.examples.mixture is not None:
+            return self.examples.mixture.order(self.seed, epoch)
         key = np.array([self.seed % 2**64, epoch], np.uint64)
         stream = np.random.Philox(key=key)
         order = np.argsort(stream.random_raw(self.rows), kind="stable")
@@ -190,20 +206,12 @@ class Batches:
     def batch(self, step: int) -> Batch:
         """The arrays of `research`'s docstring for this host's rows of step `step`."""
         chosen = self.examples_of(step)
-        row, start = self.plan.place(self.lengths[chosen])
+        row, start = self.plan.place(self.lengths[chosen], self.examples.begins[chosen])
         shape = self.plan.shape(row)
         batch = fill(self.examples, chosen, row, start, shape, words=self.arrangement.words)
         index, count = self.host
         share = shape[0] // count
         return {name: array[index * share : (index + 1) * share] for name, array in batch.items()}
-
-
-def drawn(weights: np.ndarray, offset: float) -> np.ndarray:
-    """Systematic sampling: N draws from N weights, each weight's draws within one of N times its
-    share; int64 [N], ascending. `offset` in [0, 1) is where the first falls."""
-    ends = np.cumsum(weights)
-    points = (np.arange(len(weights)) + offset) * (ends[-1] / len(weights))
-    return np.minimum(np.searchsorted(ends, points, side="right"), len(weights) - 1)
 
 
 def check(

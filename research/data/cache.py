@@ -27,6 +27,31 @@ def directory(given: str = "") -> Path:
     return Path(root).expanduser() / "tokens"
 
 
+class Growing:
+    """An array that grows on the disk: flat in memory however long it gets."""
+
+    def __init__(self, folder: Path, dtype: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without a name: what a killed process leaves is gone with it.
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.dtype, self.size = np.dtype(dtype), 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Adds to the end. Raises StorageError where the disk is full."""
+        try:
+            self.file.write(np.ascontiguousarray(values, self.dtype).data)
+        except OSError as error:
+            raise StorageError(f"the token cache cannot be written: {error}") from error
+        self.size += len(values)
+
+    def mapped(self) -> np.ndarray:
+        """All that was added; it outlives the file."""
+        self.file.flush()
+        if not self.size:
+            return np.zeros(0, self.dtype)
+        return np.memmap(self.file, self.dtype, mode="r", shape=(self.size,))
+
+
 def load_or_make(
     folder: Path, make: Callable[[], tuple[Arrays, dict[str, Any]]]
 ) -> tuple[Arrays, dict[str, Any]]:

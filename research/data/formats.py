@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import IO, Literal
 
 from research.errors import DataError
@@ -14,10 +14,12 @@ from research.errors import DataError
 Row = dict[str, str]
 Format = Literal["jsonl", "json", "csv", "tsv", "txt", "conll"]
 Quoting = Literal["auto", "csv", "none"]
+Document = Literal["line", "paragraph", "file"]
 
 # No text of a data set is this long; without a bound, a damaged or hostile file fills the memory.
 LONGEST_LINE = 16 * 2**20
 LONGEST_RECORD = 2**20
+LONGEST_DOCUMENT = 256 * 2**20
 FIELDS = {
     delimiter: re.compile(rf'(?:"([^"]*(?:""[^"]*)*)"|([^"{delimiter}]*))({delimiter}|\Z)')
     for delimiter in (",", "\t")
@@ -38,7 +40,7 @@ class Layout:
     `columns` names the columns of a file without a header; `need`, where not empty, are the only
     columns kept, and a row without one of them is bad. A column in `lists` may hold lists of texts
     where the format has lists: they come as JSON. `inside` is the member of an archive, or the key
-    of a JSON object, that is read alone.
+    of a JSON object, that is read alone. `document` is what of a .txt file makes a row.
     """
 
     format: Format
@@ -47,6 +49,7 @@ class Layout:
     need: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     inside: str = ""
+    document: Document = "line"
 
 
 Parsed = Iterator[tuple[int, Row | Bad]]
@@ -80,17 +83,39 @@ def half_pair(text: str) -> bool:
 
 
 def parse_txt(name: str, file: IO[bytes], layout: Layout) -> Parsed:
-    """One text a line; blank lines only separate."""
+    """A text is a line, or the lines up to a blank one, or all of the file; blank lines separate.
+
+    A line that cannot be read is a bad row, and so is the text that it is in.
+    """
     column = layout.columns[0] if layout.columns else "text"
     if missing := set(layout.need) - {column}:
         raise DataError(
             f"{name}:1: a .txt file has the one column {column!r}, not {min(missing)!r}"
         )
-    for number, line in lines_of(name, file):
+    for number, text in texts_of(name, file, layout.document):
+        yield number, text if isinstance(text, Bad) else {column: text}
+
+
+def texts_of(name: str, file: IO[bytes], document: Document) -> Iterator[tuple[int, str | Bad]]:
+    """(line of its beginning, text) of every text that is not blank."""
+    held: list[str] = []
+    first = size = 0
+    bad: tuple[int, Bad] | None = None
+    for number, line in chain(lines_of(name, file), [(0, "")]):
+        end = number == 0 or document == "line"
         if isinstance(line, Bad):
-            yield number, line
-        elif line.strip():
-            yield number, {column: line}
+            bad = bad or (number, line)
+        elif line.strip() or (held and document == "file" and not end):
+            first = first if held else number
+            held.append(line)
+            size += len(line) + 1
+        else:
+            end |= document == "paragraph"
+        if size > LONGEST_DOCUMENT:
+            raise DataError(f"{name}:{first}: is longer than {LONGEST_DOCUMENT >> 20} MiB of text")
+        if end and (bad or held):
+            yield bad or (first, "\n".join(held).rstrip("\n"))
+            held, size, bad = [], 0, None
 
 
 def parse_table(name: str, file: IO[bytes], layout: Layout) -> Parsed:

@@ -12,7 +12,8 @@ import numpy as np
 
 from research.errors import ConfigError
 
-Layout = Literal["packed", "padded"]
+# "blocks" keeps the examples of a unit in one row, in their order.
+Layout = Literal["packed", "padded", "blocks"]
 Shape = tuple[int, int, int]
 
 TILE = 8
@@ -43,10 +44,17 @@ class Plan:
         """T."""
         return self.shapes[0][1]
 
-    def place(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row and first cell of each example of a step, int64 [N] each."""
+    def place(
+        self, lengths: np.ndarray, begins: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row and first cell of each example of a step, int64 [N] each; `begins`, bool [N], says
+        which examples are the first of their unit, None that all are."""
         if self.layout == "padded":
             return np.arange(len(lengths)), np.zeros(len(lengths), np.int64)
+        if self.layout == "blocks":
+            begins = np.ones(len(lengths), bool) if begins is None else begins
+            row, before = np.cumsum(begins) - 1, np.cumsum(lengths) - lengths
+            return row, before - before[begins][row]
         return pack(lengths, self.row_length)
 
     def shape(self, rows: np.ndarray) -> Shape:
@@ -140,6 +148,22 @@ def plan(
     cells = rows_spent(needed, sizes) * length
     padding = 1 - sum(int(lengths.sum()) for lengths in steps) / cells
     return Plan(tuple(found), padding, layout)
+
+
+def plan_blocks(
+    lengths: np.ndarray, bounds: np.ndarray, count: int, row_length: int | None, multiple: int
+) -> Plan:
+    """The one shape of `count` units a step, each the row of its examples (see `Examples.bounds`).
+
+    Raises ConfigError where a unit is longer than `row_length`.
+    """
+    totals = np.add.reduceat(lengths, bounds[:-1])
+    longest = int(totals.max())
+    length = row_length or round_up(longest, TILE)
+    if longest > length:
+        raise ConfigError(f"data.row_length is {length}, but the longest row has {longest} tokens")
+    shape = (round_up(count, multiple), length, int(np.diff(bounds).max()))
+    return Plan((shape,), 1 - int(totals.sum()) / (len(totals) * length), "blocks")
 
 
 def round_up(value: int, multiple: int) -> int:

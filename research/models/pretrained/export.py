@@ -58,6 +58,18 @@ def save(
         **({"problem_type": architecture.problem} if architecture.problem else {}),
         **facts,
     }
+    write_directory(directory, config, words, settings, tensors)
+    return dropped
+
+
+def write_directory(
+    directory: Path,
+    config: Mapping[str, Any],
+    words: Tokenizer,
+    settings: Mapping[str, Any],
+    tensors: dict[str, np.ndarray],
+) -> None:
+    """Writes an export beside its place and puts it there at once, or raises StorageError."""
     partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True)
@@ -73,7 +85,6 @@ def save(
         raise StorageError(f"{directory}: the export could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return dropped
 
 
 def refuse_foreign(directory: Path) -> None:
