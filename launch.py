@@ -8,6 +8,7 @@
     launch.py predict RUN [--input FILE|-] [--output FILE]    texts in, JSON lines (or .npy) out
     launch.py report RUN... [--to DIR]                        the page of a run, or of several
     launch.py export RUN --to hf DIR                          a directory transformers loads
+    launch.py export RUN --to peft DIR                        its LoRA, as the peft library keeps it
     launch.py replay RUN                                      the step a run died of (exit 3)
     launch.py bench WORKLOAD [OPTIONS]                        speed, beside a rival
 

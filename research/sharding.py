@@ -23,6 +23,8 @@ ROWS = ("data", "fsdp")
 # The first pattern found in the path decides. Axes are those of the last dimensions, so that a
 # scanned stack, which has one more in front, needs no rule of its own.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    # What strategies add is small.
+    (r"/(lora_|ia3_|prefix_|prompt$|\w+_adapter/)", ()),
     (r"(embed|embed_positions|embed_types|unembed)/table$", ("tensor", "fsdp")),
     (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),
     (r"mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
@@ -98,7 +100,9 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """
     if not shape:
         return PartitionSpec()
-    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
+    # A copy of where a parameter started lies where the parameter does.
+    place = path.removesuffix("_start")
+    axes = next((axes for pattern, axes in RULES if re.search(pattern, place)), None)
     if axes is None:
         raise ConfigError(
             f"no sharding rule for parameter {path} {shape}; add one to research/sharding.py"

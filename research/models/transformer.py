@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from research import sharding
-from research.models import layers
+from research.models import grafts, layers
 from research.models.layers import ACTIVATIONS, Dense, Embedding
 
 Batch = dict[str, jax.Array]
@@ -102,6 +102,8 @@ class Transformer(nn.Module):
             x = x + self.embed_positions(batch["positions"])
         if spec.token_types:
             x = x + self.embed_types(batch["types"])
+        if self.has_variable("params", "prompt"):
+            x, batch, noise = grafts.prompted(self, x, batch, noise)
         if spec.embed_norm:
             x = self.embedding_norm(x)
         x = sharding.constrain_rows(layers.dropout(x, spec.dropout, noise))
@@ -113,7 +115,7 @@ class Transformer(nn.Module):
         else:
             for block in self.blocks:
                 carry, _ = block(carry, context)
-        x = carry[0]
+        x = carry[0][:, : batch["tokens"].shape[1]]
         return self.final_norm(x) if spec.norm_first else x
 
     def pool(self, x: jax.Array) -> jax.Array:
@@ -145,17 +147,18 @@ class Block(nn.Module):
         attention_norm = spec.make_norm("attention_norm")
         mlp_norm = spec.make_norm("mlp_norm")
 
-        def drop(y: jax.Array, site: int) -> jax.Array:
-            return layers.dropout(
-                y, spec.dropout, None if noise is None else noise ^ jnp.uint32(site)
-            )
+        def drop(y: jax.Array, site: int, adapter: str) -> jax.Array:
+            y = layers.dropout(y, spec.dropout, None if noise is None else noise ^ jnp.uint32(site))
+            return grafts.bottleneck(self, adapter, y, ACTIVATIONS[spec.activation])
 
         if spec.norm_first:
-            x = x + drop(attention(attention_norm(x), context, noise), 0x1)
-            x = x + drop(mlp(mlp_norm(x)), 0x2)
+            y = attention(attention_norm(x), context, noise)
+            x = x + drop(y, 0x1, "attention_adapter")
+            x = x + drop(mlp(mlp_norm(x), noise), 0x2, "mlp_adapter")
         else:
-            x = attention_norm(x + drop(attention(x, context, noise), 0x1))
-            x = mlp_norm(x + drop(mlp(x), 0x2))
+            y = attention(x, context, noise)
+            x = attention_norm(x + drop(y, 0x1, "attention_adapter"))
+            x = mlp_norm(x + drop(mlp(x, noise), 0x2, "mlp_adapter"))
         return (sharding.constrain_rows(x), noise), None
 
 
@@ -176,7 +179,7 @@ class Attention(nn.Module):
         width = spec.head_width or spec.width // spec.heads
 
         def heads(name: str, count: int) -> jax.Array:
-            y = Dense(count * width, spec.bias, spec.dtype, name=name)(x)
+            y = Dense(count * width, spec.bias, spec.dtype, name=name)(x, noise)
             return y.reshape(*y.shape[:-1], count, width)
 
         query = heads("query", spec.heads)
@@ -185,6 +188,8 @@ class Attention(nn.Module):
         if spec.positions == "rotary":
             query = layers.rotate(query, positions, spec.rope_theta)
             key = layers.rotate(key, positions, spec.rope_theta)
+        if self.has_variable("params", "prefix_key"):
+            key, value, mask, positions = grafts.prefixed(self, key, value, mask, positions)
         y = layers.attend(
             query,
             key,
@@ -195,7 +200,7 @@ class Attention(nn.Module):
             positions=positions,
         )
         y = y.reshape(*y.shape[:-2], spec.heads * width)
-        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y)
+        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, noise)
 
 
 class Mlp(nn.Module):
@@ -204,14 +209,14 @@ class Mlp(nn.Module):
     spec: Spec
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         spec = self.spec
-        y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x)
+        y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise)
         # Exact gelu in bfloat16 is many times slower than in float32 on a CPU.
         activate = ACTIVATIONS[spec.activation]
         if spec.gated:
-            gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x)
+            gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x, noise)
             y = activate(gate.astype(jnp.float32)).astype(y.dtype) * y
         else:
             y = activate(y.astype(jnp.float32)).astype(y.dtype)
-        return Dense(spec.width, spec.bias, spec.dtype, name="down")(y)
+        return Dense(spec.width, spec.bias, spec.dtype, name="down")(y, noise)
