@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -46,7 +46,10 @@ class Rule:
 @dataclass(frozen=True)
 class Strategy:
     """How a model is adapted. `a | b` is both: what either chooses learns, what either adds is
-    there, and what each says of rates, times and decay holds."""
+    there, and what each says of rates, times and decay holds. Of a kind that is `single` there may
+    be only one."""
+
+    single: ClassVar[bool] = False
 
     def __or__(self, other: Strategy) -> Both:
         return Both(left=self, right=other)
@@ -76,8 +79,11 @@ class Strategy:
 
     def rules(self, leaves: Leaves) -> dict[str, Rule]:
         """One Rule for each path. Raises ConfigError for what contradicts itself."""
+        kinds = [type(part) for part in self.parts()]
         for part in self.parts():
             part.check(leaves)
+            if part.single and kinds.count(type(part)) > 1:
+                raise ConfigError(f"adapt: {self} has {type(part).__name__} twice")
         found = combine(self.parts(), leaves)
         if not any(rule.learns for rule in found.values()):
             raise ConfigError(f"adapt: no parameter learns under {self}")

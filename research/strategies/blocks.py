@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from research.adapt import TRUNK, Leaves, Rule, Strategy
 from research.errors import ConfigError
@@ -40,6 +41,7 @@ class LayerDecay(Strategy):
     """Each level learns at `factor` times the rate of the one above it (Howard & Ruder, 2018; Clark
     et al., 2020): block i of L at factor ** (L - i), the embeddings at factor ** (L + 1)."""
 
+    single: ClassVar[bool] = True
     factor: float = 0.9
 
     def check(self, leaves: Leaves) -> None:
@@ -70,6 +72,7 @@ class GradualUnfreeze(Strategy):
     only the updates wait.
     """
 
+    single: ClassVar[bool] = True
     at: tuple[int, ...]
 
     def check(self, leaves: Leaves) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
@@ -22,6 +23,7 @@ class DecayToInit(Strategy):
     loss that is logged is without it. Cost: a copy of these parameters, also in checkpoints.
     """
 
+    single: ClassVar[bool] = True
     strength: float = 0.01
 
     def refine(self, rules: dict[str, Rule], leaves: Leaves) -> dict[str, Rule]:
@@ -45,6 +47,7 @@ class DecayToInit(Strategy):
 class ReinitTop(Strategy):
     """The top `blocks` blocks and the pooler are drawn anew after loading (Zhang et al., 2021)."""
 
+    single: ClassVar[bool] = True
     blocks: int = 1
 
     def redrawn(self, leaves: Leaves) -> dict[str, int]:

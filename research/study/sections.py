@@ -141,8 +141,18 @@ def audit_blocks(audit: dict[str, Any]) -> list[Block]:
         alike = tuple(str(value) for key, value in row.items() if key != "path")
         groups.setdefault((re.sub(r"\d+", "#", row["path"]), *alike), []).append(row)
     lines = tuple(_audit_line(group) for group in groups.values())
-    columns = ("parameters", "shape", "dtype", "count", "learns", "from step", "rate ×", "decay",
-               "added", "sharding")
+    columns = (
+        "parameters",
+        "shape",
+        "dtype",
+        "count",
+        "learns",
+        "from step",
+        "rate ×",
+        "decay",
+        "added",
+        "sharding",
+    )
     table = Table("", columns, lines)
     folded = Details(f"{len(rows)} parameter arrays", [table], unfolded=len(lines) <= 30)
     return [*([Facts(facts)] if facts else []), folded]
