@@ -150,15 +150,20 @@ def key_of(key: jax.Array, path: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
+def found_in(pattern: str, path: str) -> bool:
+    """Whether a regular expression is found in a path. Raises ConfigError where it is none."""
+    try:
+        return bool(re.search(pattern, path))
+    except re.error as error:
+        raise ConfigError(f"adapt: {pattern!r} is no regular expression: {error}") from None
+
+
 def matched(patterns: tuple[str, ...], paths: list[str], what: str) -> list[str]:
     """The paths in which some pattern is found. Raises ConfigError for a pattern found in none."""
     for pattern in patterns:
-        try:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ConfigError(f"adapt: {pattern!r} matches no {what}")
-        except re.error as error:
-            raise ConfigError(f"adapt: {pattern!r} is no regular expression: {error}") from None
-    return [path for path in paths if any(re.search(pattern, path) for pattern in patterns)]
+        if not any(found_in(pattern, path) for path in paths):
+            raise ConfigError(f"adapt: {pattern!r} matches no {what}")
+    return [path for path in paths if any(found_in(pattern, path) for pattern in patterns)]
 
 
 @dataclass(frozen=True, kw_only=True)

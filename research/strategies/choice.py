@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 
-from research.adapt import Leaves, Rule, Strategy, heads, matched
+from research.adapt import Leaves, Rule, Strategy, found_in, heads, matched
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Frozen(Strategy):
     def refine(self, rules: dict[str, Rule], leaves: Leaves) -> dict[str, Rule]:
         return {
             path: dataclasses.replace(rule, learns=False)
-            if any(re.search(pattern, path) for pattern in self.patterns)
+            if any(found_in(pattern, path) for pattern in self.patterns)
             else rule
             for path, rule in rules.items()
         }

@@ -1,4 +1,4 @@
-"""Strategies about where training starts from: DecayToInit keeps close to it, ReinitTop leaves it."""
+"""Strategies about the start of training: DecayToInit keeps close to it, ReinitTop leaves it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class ReinitTop(Strategy):
         for path in leaves:
             if path.startswith(SCANNED):
                 found[path] = self.blocks
-            elif path.startswith("backbone/pooler/"):
-                found[path] = 0
-            elif depth - self.blocks < levels_of(path, depth)[0] <= depth:
+                continue
+            inside = depth - self.blocks < levels_of(path, depth)[0] <= depth
+            if inside or path.startswith("backbone/pooler/"):
                 found[path] = 0
         return found
