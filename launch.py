@@ -227,8 +227,8 @@ def export(arguments: list[str]) -> None:
         base = config.init_from
         if base is None or initialize.is_run(base) or config.adapt.redrawn(leaves):
             raise ConfigError(
-                f"export --to peft: it keeps what was added to a trunk of Hugging Face, but that of "
-                f"{options.run} is another; --to hf keeps all"
+                f"export --to peft: it keeps what was added to a trunk of Hugging Face, but that "
+                f"of {options.run} is another; --to hf keeps all"
             )
         peft.save(target, loaded.task, params, config.adapt.rules(leaves), base)
     print(f"{target}: {type(loaded.task).__name__} of {options.run} for {LIBRARIES[kind]}")

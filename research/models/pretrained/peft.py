@@ -1,4 +1,4 @@
-"""LoRA and DoRA as the peft library keeps them: adapter_config.json and adapter_model.safetensors."""
+"""LoRA and DoRA as the peft library keeps them: adapter_config.json and its tensors."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def fitting(found: np.ndarray, wanted: np.ndarray, path: str) -> np.ndarray:
 def read_terms(
     left: dict[str, np.ndarray], bases: list[str], place: str, *, stacked: bool
 ) -> dict[str, np.ndarray]:
-    """The low-rank term of one kernel, taken out of `left`. Raises ConfigError for a missing one."""
+    """The low-rank term of one kernel, taken out of `left`. Raises ConfigError where it is torn."""
     found = {}
     ours = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
     for leaf, theirs in ours.items():
