@@ -125,7 +125,8 @@ def refuse_ignored(task: nn.Module, params: Any, batch: Any, added: list[str]) -
 
     def total(params: Any, batch: Any) -> jax.Array:
         rngs = {"noise": jax.random.key(0)}
-        return task.apply({"params": params}, batch, train=True, rngs=rngs)["loss"].total
+        means: Any = task.apply({"params": params}, batch, train=True, rngs=rngs)
+        return means["loss"].total
 
     traced = jax.make_jaxpr(total)(params, batch).jaxpr
     # The arguments come in the order of a tree's leaves: those of the parameters first.

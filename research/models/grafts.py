@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,23 +18,28 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.astype(x.dtype)
 
 
+def leaf(module: nn.Module, name: str) -> Any:
+    """An added parameter of a module, or the dict of those of a module within."""
+    return module.get_variable("params", name)
+
+
 def scaled(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     """[..., D] times the vector `name` [D], where the module has one (IA3)."""
     if not module.has_variable("params", name):
         return x
-    return jnp.einsum("...d,d->...d", x, module.get_variable("params", name).astype(x.dtype))
+    return jnp.einsum("...d,d->...d", x, leaf(module, name).astype(x.dtype))
 
 
 def low_rank(module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array) -> jax.Array:
     """y = x W [..., F] with s (x A) B added (LoRA), and then with columns scaled to the lengths
     `lora_magnitude` (DoRA); x [..., D] may be less what dropout took."""
-    a, b = module.get_variable("params", "lora_a"), module.get_variable("params", "lora_b")
-    scale = module.get_variable("params", "lora_scale")
+    a, b = leaf(module, "lora_a"), leaf(module, "lora_b")
+    scale = leaf(module, "lora_scale")
     y = y + scale.astype(y.dtype) * product(product(x.astype(y.dtype), a), b)
     if not module.has_variable("params", "lora_magnitude"):
         return y
     norm = jnp.linalg.norm(kernel + scale * (a @ b), axis=0)
-    lengths = module.get_variable("params", "lora_magnitude") / jax.lax.stop_gradient(norm)
+    lengths = leaf(module, "lora_magnitude") / jax.lax.stop_gradient(norm)
     return jnp.einsum("...f,f->...f", y, lengths.astype(y.dtype))
 
 
@@ -43,7 +49,7 @@ def bottleneck(
     """y [..., D] with what the module's adapter `name` makes of it added, where it has one."""
     if not module.has_variable("params", name):
         return y
-    down, up = (module.get_variable("params", name)[part] for part in ("down", "up"))
+    down, up = (leaf(module, name)[part] for part in ("down", "up"))
 
     def dense(x: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
         z = product(x, layer["kernel"])
@@ -59,10 +65,10 @@ def prefixed(
     """Keys and values [B, P + T, G, K], mask [B, T, P + T] and names of keys [B, P + T] of an
     attention with P keys of its own, in which every token sees them."""
     rows, tokens = positions.shape
-    length = module.get_variable("params", "prefix_key").shape[0]
+    length = leaf(module, "prefix_key").shape[0]
 
     def extend(name: str, x: jax.Array) -> jax.Array:
-        vectors = module.get_variable("params", name).astype(x.dtype)
+        vectors = leaf(module, name).astype(x.dtype)
         shape = (rows, length, *x.shape[2:])
         return jnp.concatenate([jnp.broadcast_to(vectors.reshape(shape[1:]), shape), x], axis=1)
 
@@ -84,7 +90,7 @@ def prompted(
     They lie behind the row, but belong to their example's segment, before its position 0. Their
     noise is a function of their example and place, as that of tokens is.
     """
-    prompt = module.get_variable("params", "prompt").astype(x.dtype)  # [P, D]
+    prompt = leaf(module, "prompt").astype(x.dtype)  # [P, D]
     rows, places = batch["starts"].shape
     length = prompt.shape[0]
     vectors = jnp.broadcast_to(prompt[None, None], (rows, places, *prompt.shape))

@@ -1,4 +1,4 @@
-"""Bottleneck adapters in the blocks of a Transformer: Houlsby et al., 2019; Pfeiffer et al., 2021."""
+"""Bottleneck adapters in Transformer blocks: Houlsby et al., 2019; Pfeiffer et al., 2021."""
 
 from __future__ import annotations
 

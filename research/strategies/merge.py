@@ -32,7 +32,7 @@ MERGED = (
 )
 
 
-def folded(kernel: np.ndarray, found: Mapping[str, np.ndarray | None]) -> np.ndarray:
+def folded(kernel: np.ndarray, found: Mapping[str, Any]) -> np.ndarray:
     """[..., D, F] with the low-rank term, its columns' lengths, and the scale of its input."""
     if (a := found["lora_a"]) is not None:
         kernel = kernel + found["lora_scale"][..., None, None] * (a @ found["lora_b"])

@@ -113,7 +113,7 @@ def modules(family: Family, flat: Mapping[str, Any], path: str) -> list[str]:
 
 def terms(flat: Mapping[str, np.ndarray], place: str, names: list[str]) -> dict[str, np.ndarray]:
     """The tensors of one kernel's low-rank term, of each of its layers."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     stacked = flat[f"{place}kernel"].ndim > 2
     for i, name in enumerate(names):
         here = {
@@ -173,7 +173,8 @@ def load(
     today, _ = family.canonical(name.removeprefix(PREFIX) for name in raw)
     left = {name: raw[PREFIX + old] for name, old in today.items()}
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
-    targets, added = [], {}
+    targets: list[str] = []
+    added: dict[str, np.ndarray] = {}
     for path, leaf in flat.items():
         for source in family.sources(path, leaf.shape):
             if set(source.names) <= left.keys():
