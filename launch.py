@@ -9,6 +9,7 @@
     launch.py report RUN... [--to DIR]                        the page of a run, or of several
     launch.py export RUN --to hf DIR                          a directory transformers loads
     launch.py soup RUN... --to DIR                            the mean of several runs' models
+    launch.py export RUN --to peft DIR                        its LoRA, as the peft library keeps it
     launch.py replay RUN                                      the step a run died of (exit 3)
     launch.py tokenizer FILES --kind bpe --size N --to DIR    a tokenizer trained on texts
     launch.py tokenizer --extend DIR --from FILES             a model whose tokenizer knows the N
@@ -207,19 +208,35 @@ def report(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """Writes a directory in another library's format."""
+    from flax.traverse_util import flatten_dict
+
+    from research import initialize
     from research.infer.loaded import load
     from research.models import pretrained
+    from research.models.pretrained import peft
+    from research.strategies.merge import merge
 
     parser = Parser("export")
     parser.add_argument("run")
-    parser.add_argument("--to", nargs=2, required=True, metavar=("hf", "DIR"))
+    parser.add_argument("--to", nargs=2, required=True, metavar=("hf|peft", "DIR"))
     options = parser.parse_args(arguments)
     kind, target = options.to
-    if kind != "hf":
-        raise ConfigError(f"export --to {kind}: the only format is hf")
+    if kind not in ("hf", "peft"):
+        raise ConfigError(f"export --to {kind}: the formats are hf and peft")
     loaded = load(options.run)
-    pretrained.save(target, loaded.task, loaded.params, loaded.config.data.tokenizer)
-    print(f"{target}: {type(loaded.task).__name__} of {options.run} for transformers")
+    config, params = loaded.config, loaded.params
+    if kind == "hf":
+        pretrained.save(target, loaded.task, merge(params), config.data.tokenizer)
+    else:
+        leaves = flatten_dict(params, sep="/")
+        base = config.init_from
+        if base is None or initialize.is_run(base) or config.adapt.redrawn(leaves):
+            raise ConfigError(
+                f"export --to peft: it keeps what was added to a trunk of Hugging Face, but that "
+                f"of {options.run} is another; --to hf keeps all"
+            )
+        peft.save(target, loaded.task, params, config.adapt.rules(leaves), base)
+    print(f"{target}: {type(loaded.task).__name__} of {options.run} for {LIBRARIES[kind]}")
 
 
 def soup(arguments: list[str]) -> None:
@@ -278,6 +295,7 @@ def bench(arguments: list[str]) -> None:
     run_bench(arguments)
 
 
+LIBRARIES = {"hf": "transformers", "peft": "peft"}
 VERBS = {
     verb.__name__: verb
     for verb in (

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from research import runs, sharding
+from research.adapt import ADDED, Rule
 from research.config import Config
 
 
@@ -33,8 +34,10 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
                 "dtype": str(leaf.dtype),
                 "parameters": math.prod(leaf.shape),
                 "learns": rule.learns,
-                "multiplier": rule.multiplier if rule.learns else 0.0,
+                "multiplier": multiplier(rule) if rule.learns else 0.0,
+                "since": since(rule) if rule.learns else None,
                 "decay": config.optim.weight_decay if rule.learns and rule.decays else 0.0,
+                "added": bool(ADDED.search(path)),
                 "sharding": list(spec),
             }
         )
@@ -45,6 +48,8 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
     summary = {
         "parameters": total,
         "learning": learning,
+        "learning_share": round(learning / total, 6),
+        "added": sum(row["parameters"] for row in rows if row["added"]),
         "flops_per_token": flops_per_token(rows, trunk, batches.shapes[0][1]),
         "state_mb": round((4 * total + 12 * learning) / 2**20, 1),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
@@ -53,6 +58,16 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
         **stats,
     }
     return {"summary": summary, "parameters": rows}
+
+
+def multiplier(rule: Rule) -> float:
+    """The factor of the learning rate; of a scanned stack, that of its top layer."""
+    return rule.multiplier * (rule.layers[-1] if rule.layers else 1.0)
+
+
+def since(rule: Rule) -> int:
+    """The step from which a parameter learns; of a scanned stack, its top layer."""
+    return rule.since if isinstance(rule.since, int) else rule.since[-1]
 
 
 def flops_per_token(rows: list[dict[str, Any]], spec: Any, tokens: int) -> float:

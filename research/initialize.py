@@ -10,16 +10,21 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from research import audit, average, manifest, runs, sharding
+from research.adapt import ADDED, Flat, Full, Strategy
 from research.config import Config, build, fields
 from research.data import vocabulary
 from research.data.vectors import fill_table
 from research.errors import ConfigError
 from research.models import pretrained
+from research.strategies.merge import merge, unmerged
+
+FULL = Full()
 
 
 def is_run(path: str | Path) -> bool:
@@ -102,10 +107,35 @@ def initialize(task: nn.Module, batch: dict[str, jax.Array], key: jax.Array) -> 
     return task.init({"params": key, "noise": key}, batch, train=False)["params"]
 
 
-def abstract_params(task: nn.Module, batch: Any, mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a task's parameters; nothing is computed."""
+def abstract_params(task: nn.Module, batch: Any, mesh: Mesh, adapt: Strategy = FULL) -> Any:
+    """Shapes, dtypes and shardings of a task's parameters, with what the strategy adds; nothing is
+    computed. Raises ConfigError for a strategy that this tree cannot be meant by."""
     shapes = jax.eval_shape(lambda b: initialize(task, b, jax.random.key(0)), batch)
-    return sharding.shard(shapes, mesh)
+    leaves = flatten_dict(shapes, sep="/")
+    added = jax.eval_shape(adapt.growth, leaves, jax.random.key(0))
+    adapt.rules(leaves | added)
+    grown = unflatten_dict(leaves | added, sep="/")
+    if added:
+        refuse_ignored(task, grown, batch, [p for p in added if not p.endswith("_start")])
+    return sharding.shard(grown, mesh)
+
+
+def refuse_ignored(task: nn.Module, params: Any, batch: Any, added: list[str]) -> None:
+    """Raises ConfigError for added leaves that no layer reads: those of another kind of trunk."""
+
+    def total(params: Any, batch: Any) -> jax.Array:
+        rngs = {"noise": jax.random.key(0)}
+        means: Any = task.apply({"params": params}, batch, train=True, rngs=rngs)
+        return means["loss"].total
+
+    traced = jax.make_jaxpr(total)(params, batch).jaxpr
+    # The arguments come in the order of a tree's leaves: those of the parameters first.
+    paths = [sharding.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    read = {id(variable) for equation in traced.eqns for variable in equation.invars}
+    unread = {p for p, variable in zip(paths, traced.invars) if id(variable) not in read}
+    if ignored := [path for path in added if path in unread]:
+        kind = type(getattr(task, "backbone", task)).__name__
+        raise ConfigError(f"adapt: {kind} has no use for {ignored[0]}")
 
 
 def starting_params(
@@ -113,11 +143,16 @@ def starting_params(
 ) -> dict[str, Any]:
     """Transferred from a run, loaded from a Hugging Face directory, or drawn anew.
 
-    What `init_from` lacks (the head) is drawn anew; what was not used of it is reported by name.
+    What `init_from` lacks (the head) is drawn anew, as is what the strategy says; what was not used
+    of it is reported by name. What the strategy adds is made of the parameters it is added to, or
+    taken from the run.
     """
-    wanted = flatten_dict(abstract, sep="/")
+    everything = flatten_dict(abstract, sep="/")
+    wanted = {path: leaf for path, leaf in everything.items() if not ADDED.search(path)}
+    abstract = unflatten_dict(wanted, sep="/")
+    own: dict[str, Any] = {}
     shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
-    rules = config.adapt.rules(wanted)
+    rules = config.adapt.rules(everything)
 
     def fresh(paths: Iterable[str]) -> dict[str, jax.Array]:
         # What is not asked for is neither compiled nor drawn.
@@ -130,10 +165,12 @@ def starting_params(
         return drawn
 
     if config.init_from is None:
-        return unflatten_dict(with_vectors(config, fresh(tuple(wanted)), report), sep="/")
+        drawn = with_vectors(config, fresh(tuple(wanted)), report)
+        return grown(config, drawn, everything, own)
     if is_run(config.init_from):
         saved = Path(config.init_from) / "checkpoints"
-        source = average.load(saved, manifest.best(saved))
+        source = merge(average.load(saved, manifest.best(saved)))
+        own = kept(config, source, everything)
         params, account = pretrained.transfer(source, abstract, fresh=fresh)
     else:
         directory = pretrained.resolve(config.init_from)
@@ -143,7 +180,45 @@ def starting_params(
             directory, abstract, fresh=fresh, skip="$^" if same else "^head/"
         )
     report(f"{config.init_from}: {account}")
-    return params
+    return grown(config, redrawn(config, flatten_dict(params, sep="/"), fresh), everything, own)
+
+
+def redrawn(config: Config, loaded: Flat, fresh: Callable[[Iterable[str]], Flat]) -> Flat:
+    """What was loaded, with what the strategy begins anew drawn anew."""
+    wanted = config.adapt.redrawn(loaded)
+    drawn = fresh(tuple(wanted)) if wanted else {}
+    for path, last in wanted.items():
+        if last:
+            joined = jnp.concatenate([loaded[path][:-last], drawn[path][-last:]])
+            drawn[path] = jax.device_put(joined, loaded[path].sharding)
+    return loaded | drawn
+
+
+def kept(config: Config, source: Any, everything: Any) -> dict[str, Any]:
+    """What a run's strategy added and cannot be merged, for the same strategy to go on with.
+
+    Raises ConfigError where this one has no place for it: the trunk would not be what was trained.
+    """
+    flat = flatten_dict(source, sep="/")
+    found = {path: flat[path] for path in unmerged(source)}
+    for path, leaf in found.items():
+        if path not in everything or everything[path].shape != leaf.shape:
+            raise ConfigError(
+                f"{config.init_from}: was trained with {path} {leaf.shape}, for which this run's "
+                f"strategy has no place"
+            )
+    return found
+
+
+def grown(config: Config, params: Flat, everything: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """The tree of parameters and of what the strategy adds, of which a run may bring its `own`."""
+    where = {path: leaf.sharding for path, leaf in everything.items() if path not in params}
+    added = {}
+    if where:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        added = jax.jit(config.adapt.growth, out_shardings=where)(params, key)
+        added |= {path: jax.device_put(leaf, where[path]) for path, leaf in own.items()}
+    return unflatten_dict(params | added, sep="/")
 
 
 def with_vectors(
@@ -165,5 +240,6 @@ def examine(config: Config) -> dict[str, Any]:
     config = resolve(config)
     mesh = config.mesh.build()
     batches = open_training(config, mesh)
-    params = abstract_params(config.task, sharding.abstract_rows(batches.batch(0), mesh), mesh)
+    batch = sharding.abstract_rows(batches.batch(0), mesh)
+    params = abstract_params(config.task, batch, mesh, config.adapt)
     return audit.audit(config, params, mesh, batches)

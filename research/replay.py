@@ -47,7 +47,7 @@ def replay(run: str | Path) -> dict[str, float]:
     batch = load_file(bundle / "batch.safetensors")
     mesh = config.mesh.build()
     with jax.set_mesh(mesh):
-        params = initialize.abstract_params(config.task, batch, mesh)
+        params = initialize.abstract_params(config.task, batch, mesh, config.adapt)
         abstract, _ = abstract_state(config.optim, config.adapt, steps, params, mesh)
         restored = Checkpoints(bundle / "checkpoints").restore(abstract)
         if restored is None:

@@ -25,6 +25,8 @@ ROWS = ("data", "fsdp")
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Optimizer state that has not its parameter's axes: Adafactor's rows and columns are vectors.
     (r"(^|/)(v_row|v_col)/|(^|/)ns_coeffs$", ()),
+    # What strategies add is small.
+    (r"/(lora_|ia3_|prefix_|prompt$|\w+_adapter/)", ()),
     (r"(embed|embed_positions|embed_types|unembed)/table$", ("tensor", "fsdp")),
     (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),
     (r"mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
@@ -100,7 +102,9 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """
     if not shape:
         return PartitionSpec()
-    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
+    # A copy of where a parameter started lies where the parameter does.
+    place = path.removesuffix("_start")
+    axes = next((axes for pattern, axes in RULES if re.search(pattern, place)), None)
     if axes is None:
         raise ConfigError(
             f"no sharding rule for parameter {path} {shape}; add one to research/sharding.py"

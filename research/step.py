@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from research import average, sharding
-from research.adapt import Rule, Strategy
+from research.adapt import Flat, Rule, Strategy
 from research.average import Average
 from research.metrics import Mean
 from research.optim import Optim
@@ -113,10 +113,11 @@ def train_step(
             lambda sums, rows: (jax.tree.map(jnp.add, sums, gradient(rows)), None), zero, slices
         )
     count = jnp.maximum(means["loss"].count, 1e-9)
+    sums = pull(sums, params, rules, count)
     norm = optax.tree.norm(sums) / count
     finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"].total)
     updates, opt_state = tx.update(sums, state.opt_state, learning, count=count, finite=finite)
-    learned = optax.apply_updates(learning, updates)
+    learned = optax.apply_updates(learning, pace(updates, rules, state.step))
     means |= {"grad_norm": Mean.of(norm), "skipped": Mean.of(1.0 - finite.astype(jnp.float32))}
     new = TrainState(
         step=state.step + 1,
@@ -125,6 +126,34 @@ def train_step(
         ema=None if ema is None else average.follow(state.ema, learned, ema, finite),
     )
     return new, means
+
+
+def pull(sums: Flat, params: Flat, rules: Mapping[str, Rule], count: jax.Array) -> Flat:
+    """Gradients, still to be divided by `count`, with those of decay to the start added."""
+    return {
+        path: total + count * rules[path].pull * (params[path] - params[f"{path}_start"])
+        if rules[path].pull
+        else total
+        for path, total in sums.items()
+    }
+
+
+def pace(updates: Flat, rules: Mapping[str, Rule], step: jax.Array) -> Flat:
+    """Updates with the factor of their layer, and zero before the step from which they learn."""
+
+    def along(values: Any, update: jax.Array) -> jax.Array:
+        values = jnp.asarray(values)
+        return values.reshape(values.shape + (1,) * (update.ndim - values.ndim))
+
+    paced = dict(updates)
+    for path, update in updates.items():
+        rule = rules[path]
+        if rule.layers:
+            paced[path] = paced[path] * along(rule.layers, update)
+        if rule.since:
+            begun = jnp.broadcast_to(step >= along(rule.since, update), update.shape)
+            paced[path] = jnp.where(begun, paced[path], 0.0)
+    return paced
 
 
 @functools.lru_cache(maxsize=8)

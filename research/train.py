@@ -92,7 +92,7 @@ class Loop:
             config.task, config.optim, config.adapt, self.steps, config.microbatches
         )
         batch = sharding.abstract_rows(self.batches.batch(0), mesh)
-        params = initialize.abstract_params(config.task, batch, mesh)
+        params = initialize.abstract_params(config.task, batch, mesh, config.adapt)
         # Before there is a state: compiling takes as much memory as most states do.
         with clock.phase("compile"):
             self.abstract, create = abstract_state(

@@ -99,7 +99,8 @@ def test_adamw_equals_the_textbook_with_mask_and_multiplier() -> None:
 
 def test_strategies_tell_every_path() -> None:
     paths = ["backbone/block_0/mlp/up/kernel", "backbone/pooler/bias", "head/kernel", "head/bias"]
-    full, head = Full().rules(paths), HeadOnly().rules(paths)
+    leaves = dict.fromkeys(paths)
+    full, head = Full().rules(leaves), HeadOnly().rules(leaves)
     assert all(full[path].learns for path in paths)
     assert [head[path].learns for path in paths] == [False, True, True, True]
     assert [full[path].decays for path in paths] == [True, False, True, False]

@@ -6,6 +6,7 @@ norms are computed in float32 whatever `dtype` is.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from research.models import grafts
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -74,22 +77,26 @@ def over_last(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def dropout(x: jax.Array, rate: float, noise: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float | jax.Array, noise: jax.Array | None) -> jax.Array:
     """Zeroes elements of `x` with probability `rate` and scales the rest (Srivastava et al., 2014).
 
     `noise` is uint32 and broadcasts against all but the last axis of `x`, whose index tells its
     elements apart; None switches dropout off.
     """
-    if noise is None or rate == 0.0:
+    if noise is None or (isinstance(rate, float) and rate == 0.0):
         return x
     lanes = over_last(jnp.arange(x.shape[-1], dtype=jnp.uint32), x)
     bits = scramble(noise[..., None] + lanes * jnp.uint32(0x9E3779B9))
-    keep = bits >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))
+    bound = round(rate * 2**32) if isinstance(rate, float) else rate * 2.0**32
+    kept = x * jnp.asarray(1.0 / (1.0 - rate), x.dtype)
+    return jnp.where(bits >= jnp.asarray(bound, jnp.uint32), kept, jnp.zeros((), x.dtype))
 
 
 class Dense(nn.Module):
-    """y = x W + b, over the last axis: [..., D] -> [..., features]."""
+    """y = x W + b, over the last axis: [..., D] -> [..., features].
+
+    `noise` drops the input of a low-rank term that has a dropout (see strategies/lora.py).
+    """
 
     features: int
     bias: bool = True
@@ -97,16 +104,26 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = keep_variance
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         dtype = compute_dtype(self.dtype)
+        x = grafts.scaled(self, "ia3_in", x)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = jnp.matmul(
             x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
         ).astype(dtype)
+        if self.has_variable("params", "lora_a"):
+            y = grafts.low_rank(self, self.dropped(x, noise), y, kernel)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + over_last(bias, y).astype(dtype)
-        return y
+        return grafts.scaled(self, "ia3_out", y)
+
+    def dropped(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """The input of the low-rank term; layers that share `noise` are told apart by name."""
+        if noise is None or not self.has_variable("params", "lora_dropout"):
+            return x
+        site = jnp.uint32(zlib.crc32(str(self.name).encode()))
+        return dropout(x, self.get_variable("params", "lora_dropout"), noise ^ site)
 
 
 class LayerNorm(nn.Module):
@@ -188,18 +205,29 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float | jax.Array) -> jax.
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attention_mask(batch: dict[str, jax.Array], *, causal: bool) -> jax.Array:
-    """bool [B, T, T], query by key: the same example, and for `causal` not a later position."""
-    segments = batch["segments"]
-    mask = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+def attention_mask(
+    batch: dict[str, jax.Array], *, causal: bool, keys: dict[str, jax.Array] | None = None
+) -> jax.Array:
+    """bool [B, T, S], query by key: the same example, and for `causal` not a later position.
+
+    `keys` has positions and segments [B, S]; None is `batch`. Tokens that a `prefix` among the
+    keys, int [B, S], marks are seen by their whole example, by earlier tokens too (prefix LM; Dong
+    et al., 2019; Raffel et al., 2020).
+    """
+    keys = batch if keys is None else keys
+    segments = keys["segments"][:, None, :]
+    mask = (batch["segments"][:, :, None] == segments) & (segments > 0)
     if causal:
-        mask &= batch["positions"][:, :, None] >= batch["positions"][:, None, :]
+        seen = batch["positions"][:, :, None] >= keys["positions"][:, None, :]
+        if "prefix" in keys:
+            seen |= (keys["prefix"] > 0)[:, None, :]
+        mask &= seen
     return mask
 
 
-def within(positions: jax.Array, window: int) -> jax.Array:
-    """bool [B, T, T]: the positions of query and key are at most `window` apart."""
-    return jnp.abs(positions[:, :, None] - positions[:, None, :]) <= window
+def within(queries: jax.Array, keys: jax.Array, window: int) -> jax.Array:
+    """bool [B, T, S]: positions [B, T] and [B, S] are at most `window` apart."""
+    return jnp.abs(queries[:, :, None] - keys[:, None, :]) <= window
 
 
 def choose(condition: Any, a: Any, b: Any) -> Any:

@@ -6,89 +6,26 @@ Examples packed into a row never see each other: attention and positions are per
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from research import sharding
-from research.models import layers
+from research.errors import ConfigError
+from research.models import grafts, layers, vocabulary
+from research.models.cache import Cache, Past
 from research.models.layers import ACTIVATIONS, Dense, Embedding
+from research.models.spec import Spec
 
 Batch = dict[str, jax.Array]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """The numbers and choices that tell one Transformer from another.
-
-    `kv_heads` below `heads` is grouped-query attention; `gated` is the GLU form of the MLP;
-    `norm_first` is pre-norm, with a last norm after the stack, and without `first_norm` none before
-    the first attention; `scan` compiles one block instead of `depth`; `remat` keeps only the
-    blocks' inputs for the backward pass.
-
-    Vectors of tokens are `embed_width` wide, which a projection brings to `width` (Lan et al.,
-    2020); `shared` is one block for all layers; positions begin at `position_offset`. Positions up
-    to `window` apart attend, turned by `local_theta`; all do in each `global_every`-th block, the
-    first included. `pooler` is an activation, with `pooler_norm` after it; `head_bias` is that of
-    the dense layer under a head.
-    """
-
-    vocab_size: int
-    width: int = 256
-    embed_width: int | None = None
-    depth: int = 4
-    shared: bool = False
-    heads: int = 4
-    hidden: int = 1024
-    kv_heads: int | None = None
-    head_width: int | None = None
-    causal: bool = False
-    positions: Literal["learned", "rotary", "none"] = "learned"
-    max_positions: int = 512
-    position_offset: int = 0
-    rope_theta: float = 10000.0
-    window: int | None = None
-    global_every: int | None = None
-    local_theta: float | None = None
-    token_types: int = 0
-    norm: layers.Norm = "layer"
-    norm_first: bool = False
-    first_norm: bool = True
-    norm_bias: bool = True
-    norm_epsilon: float = 1e-12
-    embed_norm: bool = True
-    activation: layers.Activation = "gelu"
-    gated: bool = False
-    bias: bool = True
-    tied: bool = True
-    pooler: Literal["tanh"] | layers.Activation = "tanh"
-    pooler_norm: bool = False
-    head_bias: bool = True
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    scan: bool = False
-    remat: bool = False
-    dtype: layers.Dtype = "auto"
-
-    def make_norm(self, name: str | None = None) -> nn.Module:
-        """The norm this trunk uses, over the last axis."""
-        if self.norm == "rms":
-            return layers.RMSNorm(self.norm_epsilon, name=name)
-        return layers.LayerNorm(self.norm_epsilon, self.norm_bias, name=name)
-
-    def is_global(self, number: Any) -> Any:
-        """Whether a block ignores the window; of a traced number, a traced answer."""
-        if self.window is None:
-            return True
-        return False if self.global_every is None else number % self.global_every == 0
-
-
 class Context(NamedTuple):
-    """What all blocks read: masks [B, T, T], `near` that within the window; positions [B, T]; and,
-    known while tracing as a structure is, whether blocks `keep` what they return."""
+    """What all blocks read: masks [B, T, S] of S keys, T or those in a cache, `near` that within the
+    window; positions [B, T]; and, known while tracing as a structure is, whether blocks `keep` what
+    they return."""
 
     mask: jax.Array
     near: jax.Array | None
@@ -123,7 +60,7 @@ class Transformer(nn.Module):
                 variable_broadcast="params" if spec.shared else False,
                 split_rngs={"params": not spec.shared},
                 length=spec.depth,
-                in_axes=(nn.broadcast, 0),
+                in_axes=(nn.broadcast, 0, 0),
             )(spec, name="block_0" if spec.shared else None)
         elif spec.shared:
             self.blocks = [block(spec, name="block_0")] * spec.depth
@@ -140,52 +77,85 @@ class Transformer(nn.Module):
 
     def __call__(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """[B, T] tokens -> [B, T, D]. `noise` uint32 [B, T] drives dropout; None is without."""
-        x, _ = self.stack(self.vectors(batch, noise), batch, noise, keep=False)
-        return self.final_norm(x) if self.spec.norm_first else x
+        return self.extend(batch, None, noise=noise)[0]
+
+    def extend(
+        self, batch: Batch, cache: Cache | None, *, noise: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """The same of tokens that follow those in `cache`, and the cache with them in it."""
+        x, cache, _ = self.stack(*self.vectors(batch, noise), cache, keep=False)
+        x = x[:, : batch["tokens"].shape[1]]
+        return self.final_norm(x) if self.spec.norm_first else x, cache
 
     def layers(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """The vectors under and above every block: [B, T] tokens -> [L + 1, B, T, D].
 
         The last are those that the trunk returns, after the final norm where it has one.
         """
-        first = self.vectors(batch, noise)
-        x, kept = self.stack(first, batch, noise, keep=True)
+        first, batch, noise = self.vectors(batch, noise)
+        x, _, kept = self.stack(first, batch, noise, None, keep=True)
         last = self.final_norm(x) if self.spec.norm_first else x
-        return jnp.concatenate([first[None], kept[:-1], last[None]])
+        found = jnp.concatenate([first[None], kept[:-1], last[None]])
+        return found[:, :, : batch["tokens"].shape[1]]
 
-    def vectors(self, batch: Batch, noise: jax.Array | None) -> jax.Array:
-        """What goes into the first block: [B, T, D]."""
+    def vectors(
+        self, batch: Batch, noise: jax.Array | None
+    ) -> tuple[jax.Array, Batch, jax.Array | None]:
+        """What goes into the first block, [B, T, D], with batch and noise: those of a learned prompt
+        are T + its tokens long, which lie behind the row's own."""
         spec = self.spec
         x = self.embed(batch["tokens"])
         if spec.positions == "learned":
             x = x + self.embed_positions(batch["positions"] + spec.position_offset)
         if spec.token_types:
             x = x + self.embed_types(batch["types"])
+        if self.has_variable("params", "prompt"):
+            x, batch, noise = grafts.prompted(self, x, batch, noise)
         if spec.embed_norm:
             x = self.embedding_norm(x)
         x = layers.dropout(x, spec.dropout, noise)
         if spec.embed_width is not None:
             x = self.embed_project(x)
-        return sharding.constrain_rows(x)
+        return sharding.constrain_rows(x), batch, noise
 
     def stack(
-        self, x: jax.Array, batch: Batch, noise: jax.Array | None, *, keep: bool
-    ) -> tuple[jax.Array, Any]:
-        """All blocks: [B, T, D] -> the same, and [L, B, T, D] after each of them where `keep`."""
+        self,
+        x: jax.Array,
+        batch: Batch,
+        noise: jax.Array | None,
+        cache: Cache | None,
+        *,
+        keep: bool,
+    ) -> tuple[jax.Array, Cache | None, Any]:
+        """All blocks: [B, T, D] -> the same, the cache, and [L, B, T, D] after each where `keep`.
+
+        Raises ConfigError for a cache beside a learned prompt, whose tokens it would hold twice.
+        """
         spec = self.spec
-        mask, positions = layers.attention_mask(batch, causal=spec.causal), batch["positions"]
-        near = None if spec.window is None else mask & layers.within(positions, spec.window)
-        context = Context(mask, near, positions, () if keep else None)
+        if cache is not None and self.has_variable("params", "prompt"):
+            raise ConfigError("a trunk with a learned prompt cannot go on from a cache")
+        keys = batch if cache is None else cache.beside(batch)
+        mask = layers.attention_mask(batch, causal=spec.causal, keys=keys)
+        near = None
+        if spec.window is not None:
+            near = mask & layers.within(batch["positions"], keys["positions"], spec.window)
+        context = Context(mask, near, batch["positions"], () if keep else None)
         # Noise is carried through the stack, each block deriving its own: also under `scan`.
         carry = (x, noise)
+        past: Any = cache.blocks if cache else None
         if spec.scan:
-            carry, kept = self.blocks(carry, context, jnp.arange(spec.depth))
-            return carry[0], kept
-        found = []
-        for i in range(spec.depth):
-            carry, y = self.blocks[i](carry, context, jnp.int32(i))
-            found.append(y)
-        return carry[0], jnp.stack(found) if keep else None
+            carry, (kept, past) = self.blocks(carry, context, jnp.arange(spec.depth), past)
+        else:
+            found: list[Any] = []
+            for i in range(spec.depth):
+                before = None if past is None else past[i]
+                carry, after = self.blocks[i](carry, context, jnp.int32(i), before)
+                found.append(after)
+            kept = jnp.stack([one for one, _ in found]) if keep else None
+            past = tuple(one for _, one in found)
+        if cache is not None:
+            cache = Cache(past, keys["positions"], keys["segments"])
+        return carry[0], cache, kept
 
     def pool(self, x: jax.Array) -> jax.Array:
         """The dense layer between one vector an example and a head: [..., D] -> [..., D]."""
@@ -193,7 +163,26 @@ class Transformer(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Scores of every word: [..., D], or `embed_width` -> float32 [..., V]."""
-        return (self.embed if self.spec.tied else self.unembed).attend(x)
+        return self.words.attend(x)
+
+    def nll(
+        self, x: jax.Array, labels: jax.Array, bias: jax.Array | None = None
+    ) -> vocabulary.Scored:
+        """Labels scored by the softmax of `logits` (+ `bias`), which are never whole in memory."""
+        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        return vocabulary.score(x, self.words.table, labels, bias)
+
+    def sample(
+        self, x: jax.Array, noise: jax.Array, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """Words drawn from the same softmax by `noise`, uint32 [B, ...] -> int32 [B, ...]."""
+        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        return vocabulary.sample(x, self.words.table, noise, bias)
+
+    @property
+    def words(self) -> Embedding:
+        """The table that vectors are scored against."""
+        return self.embed if self.spec.tied else self.unembed
 
 
 class Block(nn.Module):
@@ -211,7 +200,8 @@ class Block(nn.Module):
         carry: tuple[jax.Array, jax.Array | None],
         context: Context,
         number: jax.Array,
-    ) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array | None]:
+        past: Past | None,
+    ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array | None, Past | None]]:
         spec, (x, noise) = self.spec, carry
         place = number if self.number is None else self.number
         if noise is not None:
@@ -220,27 +210,32 @@ class Block(nn.Module):
         mlp = Mlp(spec, name="mlp")
         mlp_norm = spec.make_norm("mlp_norm")
 
-        def drop(y: jax.Array, site: int) -> jax.Array:
+        def drop(y: jax.Array, site: int, adapter: str) -> jax.Array:
             here = None if noise is None else noise ^ jnp.uint32(site)
-            return layers.dropout(y, spec.dropout, here)
+            y = layers.dropout(y, spec.dropout, here)
+            return grafts.bottleneck(self, adapter, y, ACTIVATIONS[spec.activation])
 
         def normed(y: jax.Array) -> jax.Array:
             bare = spec.norm_first and not spec.first_norm and place == 0
             norm = (lambda y: y) if bare is True else spec.make_norm("attention_norm")
             return layers.choose(bare, y, norm(y))
 
+        y, past = attention(normed(x) if spec.norm_first else x, context, place, noise, past)
+        x = x + drop(y, 0x1, "attention_adapter")
         if spec.norm_first:
-            x = x + drop(attention(normed(x), context, place, noise), 0x1)
-            x = x + drop(mlp(mlp_norm(x)), 0x2)
+            x = x + drop(mlp(mlp_norm(x), noise), 0x2, "mlp_adapter")
         else:
-            x = normed(x + drop(attention(x, context, place, noise), 0x1))
-            x = mlp_norm(x + drop(mlp(x), 0x2))
+            x = normed(x)
+            x = mlp_norm(x + drop(mlp(x, noise), 0x2, "mlp_adapter"))
         x = sharding.constrain_rows(x)
-        return (x, noise), None if context.keep is None else x
+        return (x, noise), (None if context.keep is None else x, past)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each segment: [B, T, D] -> [B, T, D]."""
+    """Multi-head self-attention within each segment: [B, T, D] -> [B, T, D].
+
+    With `past`, tokens attend to those before the batch too, and the result holds them all.
+    """
 
     spec: Spec
 
@@ -251,33 +246,44 @@ class Attention(nn.Module):
         context: Context,
         number: Any,
         noise: jax.Array | None,
-    ) -> jax.Array:
+        past: Past | None,
+    ) -> tuple[jax.Array, Past | None]:
         spec, positions = self.spec, context.positions
         width = spec.head_width or spec.width // spec.heads
 
+        bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
+
         def heads(name: str, count: int) -> jax.Array:
-            y = Dense(count * width, spec.bias, spec.dtype, name=name)(x)
+            y = Dense(count * width, bias, spec.dtype, name=name)(x, noise)
             return y.reshape(*y.shape[:-1], count, width)
 
         query = heads("query", spec.heads)
         key = heads("key", spec.kv_heads or spec.heads)
         value = heads("value", spec.kv_heads or spec.heads)
+        if spec.qk_norm:
+            query, key = spec.make_norm("query_norm")(query), spec.make_norm("key_norm")(key)
         everywhere = spec.is_global(number)
         if spec.positions == "rotary":
             theta = layers.choose(everywhere, spec.rope_theta, spec.local_theta or spec.rope_theta)
-            query = layers.rotate(query, positions, theta)
-            key = layers.rotate(key, positions, theta)
+            query = layers.rotate(query, positions, theta, spec.rope_scaling)
+            key = layers.rotate(key, positions, theta, spec.rope_scaling)
+        if past is not None:
+            past = past.extended(key, value)
+            key, value = past.keys, past.values
+        mask = layers.choose(everywhere, context.mask, context.near)
+        if self.has_variable("params", "prefix_key"):
+            key, value, mask, positions = grafts.prefixed(self, key, value, mask, positions)
         y = layers.attend(
             query,
             key,
             value,
-            layers.choose(everywhere, context.mask, context.near),
+            mask,
             rate=spec.attention_dropout,
             noise=noise,
             positions=positions,
         )
         y = y.reshape(*y.shape[:-2], spec.heads * width)
-        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y)
+        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, noise), past
 
 
 class Mlp(nn.Module):
@@ -286,14 +292,14 @@ class Mlp(nn.Module):
     spec: Spec
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         spec = self.spec
-        y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x)
+        y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise)
         # Exact gelu in bfloat16 is many times slower than in float32 on a CPU.
         activate = ACTIVATIONS[spec.activation]
         if spec.gated:
-            gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x)
+            gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x, noise)
             y = activate(gate.astype(jnp.float32)).astype(y.dtype) * y
         else:
             y = activate(y.astype(jnp.float32)).astype(y.dtype)
-        return Dense(spec.width, spec.bias, spec.dtype, name="down")(y)
+        return Dense(spec.width, spec.bias, spec.dtype, name="down")(y, noise)

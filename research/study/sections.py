@@ -141,7 +141,18 @@ def audit_blocks(audit: dict[str, Any]) -> list[Block]:
         alike = tuple(str(value) for key, value in row.items() if key != "path")
         groups.setdefault((re.sub(r"\d+", "#", row["path"]), *alike), []).append(row)
     lines = tuple(_audit_line(group) for group in groups.values())
-    columns = ("parameters", "shape", "dtype", "count", "learns", "rate ×", "decay", "sharding")
+    columns = (
+        "parameters",
+        "shape",
+        "dtype",
+        "count",
+        "learns",
+        "from step",
+        "rate ×",
+        "decay",
+        "added",
+        "sharding",
+    )
     table = Table("", columns, lines)
     folded = Details(f"{len(rows)} parameter arrays", [table], unfolded=len(lines) <= 30)
     return [*([Facts(facts)] if facts else []), folded]
@@ -156,8 +167,10 @@ def _audit_line(group: Sequence[dict[str, Any]]) -> tuple[Cell, ...]:
         row["dtype"],
         sum(member["parameters"] for member in group),
         "yes" if row["learns"] else "no",
+        leaf(row.get("since")),
         f"{number(row['multiplier']):g}",
         f"{number(row['decay']):g}",
+        "yes" if row.get("added") else None,
         axes if re.search(r"\w", axes) else None,
     )
 
