@@ -176,11 +176,18 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 
 
 def attention_mask(batch: dict[str, jax.Array], *, causal: bool) -> jax.Array:
-    """bool [B, T, T], query by key: the same example, and for `causal` not a later position."""
+    """bool [B, T, T], query by key: the same example, and for `causal` not a later position.
+
+    Where the batch has a `prefix`, int [B, T], tokens that it marks are seen by their whole
+    example, by earlier tokens too (prefix LM; Dong et al., 2019; Raffel et al., 2020).
+    """
     segments = batch["segments"]
     mask = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
     if causal:
-        mask &= batch["positions"][:, :, None] >= batch["positions"][:, None, :]
+        seen = batch["positions"][:, :, None] >= batch["positions"][:, None, :]
+        if "prefix" in batch:
+            seen |= (batch["prefix"] > 0)[:, None, :]
+        mask &= seen
     return mask
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from research import sharding
-from research.models import layers
+from research.models import layers, vocabulary
 from research.models.layers import ACTIVATIONS, Dense, Embedding
 
 Batch = dict[str, jax.Array]
@@ -122,7 +122,26 @@ class Transformer(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Scores of every word: [..., D] -> float32 [..., V]."""
-        return (self.embed if self.spec.tied else self.unembed).attend(x)
+        return self.words.attend(x)
+
+    def nll(
+        self, x: jax.Array, labels: jax.Array, bias: jax.Array | None = None
+    ) -> vocabulary.Scored:
+        """Labels scored by the softmax of `logits` (+ `bias`), which are never whole in memory."""
+        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        return vocabulary.score(x, self.words.table, labels, bias)
+
+    def sample(
+        self, x: jax.Array, noise: jax.Array, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """Words drawn from the same softmax by `noise`, uint32 [B, ...] -> int32 [B, ...]."""
+        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        return vocabulary.sample(x, self.words.table, noise, bias)
+
+    @property
+    def words(self) -> Embedding:
+        """The table that vectors are scored against."""
+        return self.embed if self.spec.tied else self.unembed
 
 
 class Block(nn.Module):
