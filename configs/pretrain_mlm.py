@@ -22,7 +22,7 @@ def config() -> Config:
             backbone=Transformer(
                 Spec(vocab_size=6000, width=128, depth=4, heads=4, hidden=512, max_positions=128)
             ),
-            whole_word=True,
+            unit="word",
         ),
         data=Texts(
             train="stdlib:passages",

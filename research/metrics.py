@@ -58,6 +58,50 @@ class Mean:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.divide(self.total, self.count)
 
+    def share(self, whole: Mean) -> jax.Array:
+        """What this part of a batch adds to the total of the `whole`."""
+        return self.total
+
+
+@flax.struct.dataclass
+class WeightedSum:
+    """Means of different counts, weighted and added: an objective of several terms.
+
+    Each mean is divided by its own count, so that the terms of parts of a batch add up exactly
+    where the whole's counts are known (`share`). As a single mean it counts as its first does. A
+    term that counted nothing adds nothing.
+    """
+
+    means: tuple[Mean, ...]
+    weights: tuple[float, ...] = flax.struct.field(pytree_node=False)
+
+    def __add__(self, other: WeightedSum) -> WeightedSum:
+        return WeightedSum(tuple(a + b for a, b in zip(self.means, other.means)), self.weights)
+
+    @property
+    def count(self) -> jax.Array:
+        """That of the first mean."""
+        return self.means[0].count
+
+    @property
+    def total(self) -> jax.Array:
+        """The weighted sum of the means, times `count`."""
+        return self.share(self)
+
+    @property
+    def value(self) -> jax.Array:
+        """The weighted sum of the means; NaN where the first counted nothing."""
+        return Mean(self.total, self.count).value
+
+    def share(self, whole: WeightedSum) -> jax.Array:
+        """What this part of a batch adds to the total of the `whole`, by the counts of that."""
+        # Operators alone: on the host these are numpy's, and a device busy with a step is not asked.
+        terms = [
+            weight * mean.total / (full.count + (full.count == 0))
+            for mean, full, weight in zip(self.means, whole.means, self.weights)
+        ]
+        return whole.count * sum(terms[1:], terms[0])
+
 
 def confusion(labels: Numbers, predictions: Numbers, classes: int) -> npt.NDArray[np.int64]:
     """Counts [C, C]: row = label, column = prediction, for integers in [0, C) of any one shape.

@@ -88,13 +88,13 @@ def train_step(
     params = flatten_dict(state.params, sep="/")
     learning = {path: leaf for path, leaf in params.items() if rules[path].learns}
 
-    def total(learning: Any, batch: Any) -> tuple[jax.Array, dict[str, Mean]]:
+    def total(learning: Any, batch: Any, whole: Any) -> tuple[jax.Array, dict[str, Any]]:
         tree = unflatten_dict(params | learning, sep="/")
         means: Any = task.apply({"params": tree}, batch, train=True, rngs={"noise": key})
-        return means["loss"].total, means
+        return means["loss"].share(means["loss"] if whole is None else whole), means
 
-    def gradient(batch: Any) -> tuple[Any, dict[str, Mean]]:
-        (_, means), grads = jax.value_and_grad(total, has_aux=True)(learning, batch)
+    def gradient(batch: Any, whole: Any = None) -> tuple[Any, dict[str, Any]]:
+        (_, means), grads = jax.value_and_grad(total, has_aux=True)(learning, batch, whole)
         return grads, means
 
     if microbatches == 1:
@@ -105,13 +105,20 @@ def train_step(
             name: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
             for name, x in batch.items()
         }
-        zero = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], slices)),
-        )
-        (sums, means), _ = jax.lax.scan(
-            lambda sums, rows: (jax.tree.map(jnp.add, sums, gradient(rows)), None), zero, slices
-        )
+
+        def add_up(function: Callable[[Any], Any]) -> Any:
+            zero = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                jax.eval_shape(function, jax.tree.map(lambda x: x[0], slices)),
+            )
+            return jax.lax.scan(
+                lambda sums, rows: (jax.tree.map(jnp.add, sums, function(rows)), None), zero, slices
+            )[0]
+
+        # Terms with counts of their own need those of the whole batch first. Only the counts are
+        # used of this pass, so that the compiler drops all that is not needed to count.
+        whole = add_up(lambda rows: total(learning, rows, None)[1]["loss"])
+        sums, means = add_up(lambda rows: gradient(rows, whole))
     count = jnp.maximum(means["loss"].count, 1e-9)
     sums = pull(sums, params, rules, count)
     norm = optax.tree.norm(sums) / count

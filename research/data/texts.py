@@ -11,6 +11,7 @@ import numpy as np
 
 from research.data import cache, labels
 from research.data.batches import Arrangement, Examples
+from research.data.byte_counts import byte_counts
 from research.data.dataset import BLANK, Dataset, Signature
 from research.data.formats import Quoting, Row
 from research.data.sources import Rows, keep_good, read_rows
@@ -29,7 +30,8 @@ class Texts(Dataset):
     `long` says whether a text of more than `max_length` tokens is truncated or split into several
     examples. Of `train` only `limit` rows are used, or `shots` of each label, drawn by `shot_seed`;
     `resample` draws its labels more evenly (see `labels.draws`), an epoch staying as long. `words`
-    adds word numbers to the batches. The other fields are those of `Dataset`.
+    adds word numbers to the batches; `bytes` adds the slot `bytes` to dev and test, of single
+    texts, for bits a byte. The other fields are those of `Dataset`.
     """
 
     text: str = "text"
@@ -47,6 +49,7 @@ class Texts(Dataset):
     shot_seed: int = 0
     resample: float = 0.0
     words: bool = False
+    bytes: bool = False
 
     def examples(self, split: str) -> Examples:
         """See `Dataset.examples`."""
@@ -129,6 +132,8 @@ class Texts(Dataset):
             )
         if self.regression and self.labels:
             raise ConfigError("data.labels are given, but with data.regression there are none")
+        if self.bytes and self.pair is not None:
+            raise ConfigError("data.bytes is for single texts, but data.pair is set")
         if self.regression and self.multilabel:
             raise ConfigError("data.regression and data.multilabel cannot both be set")
 
@@ -205,12 +210,16 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
     for row in encoded.blank.tolist():
         counted.drop(rows.where(row), BLANK)
     resampled = texts.resample and split == "train"
+    slots = {
+        "labels": numbers[encoded.row_of],
+        "weights": np.ones(len(encoded.row_of), np.float32),
+    }
+    if texts.bytes and split != "train":
+        tokenizer = tokenizer_of(texts.needed_tokenizer())[0]
+        slots["bytes"] = byte_counts([row[texts.text] for row in rows], encoded, tokenizer)
     return Examples(
         encoded=encoded,
-        slots={
-            "labels": numbers[encoded.row_of],
-            "weights": np.ones(len(encoded.row_of), np.float32),
-        },
+        slots=slots,
         draws=labels.draws(numbers[encoded.row_of], texts.resample) if resampled else None,
         dropped=len(counted.dropped),
     )

@@ -1,0 +1,188 @@
+"""Labels scored against a whole vocabulary tile by tile, so that [N, V] is never in memory.
+
+The scores of a tile of rows are made, read and dropped; the backward pass makes them again (the
+idea is that of Wijmans et al., 2025). Costs one matrix product in four more than keeping them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from research import sharding
+from research.models import layers
+
+# Rows of a tile on each shard of the batch. Every tile reads and writes a gradient of the table's
+# size, which fewer rows would not pay for; so many against 128k words are half a gigabyte.
+ROWS = 1024
+
+
+class Scored(NamedTuple):
+    """What is read off the scores of a row, float32 each.
+
+    `nll`: -log p(label) in nats. `log_z`: the log of the softmax's denominator; its square times a
+    small number is PaLM's z-loss (Chowdhery et al., 2022). `correct`: 1 where no word scores
+    higher than the label (of equals, the first counts), without a gradient.
+    """
+
+    nll: jax.Array
+    log_z: jax.Array
+    correct: jax.Array
+
+
+def score(
+    x: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    rows: int = ROWS,
+) -> Scored:
+    """Softmax over the words of `table` for every vector: arrays of the shape of `labels`.
+
+    x [B, ..., D] in the dtype that products are computed in; table float32 [V, D]; bias [V];
+    labels int [B, ...]. Axis 0 may be spread over the mesh, V over `tensor`. Up to `rows` vectors
+    a shard are scored at once, and by plain differentiation where these are all.
+    """
+    groups = sharding.batch_shards(x.shape[0])
+    table = gather_width(table)
+    flat, names = x.reshape(groups, -1, x.shape[-1]), labels.reshape(groups, -1)
+    size = flat.shape[1]
+    if size <= rows:
+        found = read(logits(flat, table.astype(x.dtype), bias), names)
+    else:
+        tiled = scan_tiles(cut(flat, rows), table, bias, cut(names, rows))
+        found = Scored(*(join(values, size) for values in tiled))
+    return Scored(*(values.reshape(labels.shape) for values in found))
+
+
+def sample(
+    x: jax.Array,
+    table: jax.Array,
+    noise: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    rows: int = ROWS,
+) -> jax.Array:
+    """A word for every vector, drawn from the softmax by Gumbel's trick: int32, shape of `noise`.
+
+    `noise` uint32 [B, ...] is all that chance depends on; nothing is differentiated. The other
+    arguments are those of `score`.
+    """
+    x, table, bias = lax.stop_gradient((x, gather_width(table).astype(x.dtype), bias))
+    groups = sharding.batch_shards(x.shape[0])
+    flat, seeds = x.reshape(groups, -1, x.shape[-1]), noise.reshape(groups, -1)
+
+    def draw(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
+        scores = logits(tile[0], table, bias)
+        return jnp.argmax(scores + gumbel(tile[1], scores.shape[-1]), axis=-1).astype(jnp.int32)
+
+    drawn = lax.map(draw, (cut(flat, rows), cut(seeds, rows)))
+    return join(drawn, flat.shape[1]).reshape(noise.shape)
+
+
+def gumbel(noise: jax.Array, words: int) -> jax.Array:
+    """Standard Gumbel variables, float32 [..., words], a function of `noise` uint32 [...]."""
+    lanes = jnp.arange(words, dtype=jnp.uint32).reshape((1,) * noise.ndim + (-1,))
+    bits = layers.mix(noise[..., None] + lanes * jnp.uint32(0x9E3779B9))
+    # The middle of one of 2^24 equal intervals: neither 0 nor 1 can be drawn.
+    uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-24)
+    return -jnp.log(-jnp.log(uniform))
+
+
+def gather_width(table: jax.Array) -> jax.Array:
+    """The table whole along its width: gathered once here rather than once a tile."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
+        return table
+    words = "tensor" if table.shape[0] % mesh.shape["tensor"] == 0 else None
+    return lax.with_sharding_constraint(table, PartitionSpec(words, None))
+
+
+def logits(x: jax.Array, table: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """[G, S, D] by [V, D] of one dtype -> float32 [G, S, V]."""
+    scores = jnp.einsum("gsd,vd->gsv", x, table, preferred_element_type=jnp.float32)
+    return scores if bias is None else scores + layers.over_last(bias, scores)
+
+
+def read(scores: jax.Array, labels: jax.Array) -> Scored:
+    """float32 [G, S, V], int [G, S] -> [G, S] each."""
+    log_z = jax.nn.logsumexp(scores, axis=-1)
+    own = jnp.sum(jnp.where(is_label(scores, labels), scores, 0.0), axis=-1)
+    correct = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+    return Scored(log_z - own, log_z, correct)
+
+
+def is_label(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Where each row's label is, bool [G, S, V]: a mask, for a gather would cross shards of V."""
+    return layers.over_last(jnp.arange(scores.shape[-1]), scores) == labels[..., None]
+
+
+def cut(x: jax.Array, rows: int) -> jax.Array:
+    """[G, S, ...] -> [tiles, G, up to `rows`, ...]: as few equal tiles as there can be, the last
+    one filled up with zeros."""
+    size = x.shape[1]
+    tiles = -(-size // rows)
+    rows = -(-size // tiles)
+    x = jnp.pad(x, ((0, 0), (0, tiles * rows - size)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], tiles, rows, *x.shape[2:]), 1, 0)
+
+
+def join(tiles: jax.Array, size: int) -> jax.Array:
+    """What `cut` did, undone: [tiles, G, rows, ...] -> [G, size, ...]."""
+    x = jnp.moveaxis(tiles, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :size]
+
+
+@jax.custom_vjp
+def scan_tiles(
+    x: jax.Array, table: jax.Array, bias: jax.Array | None, labels: jax.Array
+) -> Scored:
+    """`read` of every tile: x [tiles, G, S, D], labels [tiles, G, S] -> [tiles, G, S] each."""
+    words = table.astype(x.dtype)
+
+    def step(_: None, tile: tuple[jax.Array, jax.Array]) -> tuple[None, Scored]:
+        return None, read(logits(sharding.constrain_rows(tile[0]), words, bias), tile[1])
+
+    return lax.scan(step, None, (x, labels))[1]
+
+
+def scan_forward(
+    x: jax.Array, table: jax.Array, bias: jax.Array | None, labels: jax.Array
+) -> tuple[Scored, Any]:
+    """`scan_tiles` and what its backward pass needs: nothing of the size of V but the table."""
+    found = scan_tiles(x, table, bias, labels)
+    return found, (x, table, bias, labels, found.log_z)
+
+
+def scan_backward(saved: Any, slopes: Scored) -> tuple[Any, ...]:
+    """Gradients by x, table and bias.
+
+    Each shard of the batch sums the table's gradient for itself: shards meet once, after the scan.
+    """
+    x, table, bias, labels, log_z = saved
+    words = table.astype(x.dtype)
+    groups = x.shape[1]
+    zeros = jnp.zeros((groups, *table.shape), jnp.float32), jnp.zeros((groups, len(table)))
+
+    def step(sums: Any, tile: Any) -> tuple[Any, jax.Array]:
+        x, labels, log_z, by_nll, by_log_z = tile
+        scores = logits(sharding.constrain_rows(x), words, bias)
+        slope = jnp.exp(scores - log_z[..., None]) * (by_nll + by_log_z)[..., None]
+        slope = slope - jnp.where(is_label(scores, labels), by_nll[..., None], 0.0)
+        cast = slope.astype(x.dtype)
+        by_x = jnp.einsum("gsv,vd->gsd", cast, words, preferred_element_type=jnp.float32)
+        by_table = jnp.einsum("gsv,gsd->gvd", cast, x, preferred_element_type=jnp.float32)
+        return (sums[0] + by_table, sums[1] + jnp.sum(slope, axis=1)), by_x.astype(x.dtype)
+
+    tiles = (x, labels, log_z, slopes.nll, slopes.log_z)
+    (by_table, by_bias), by_x = lax.scan(step, zeros, tiles)
+    by_words = jnp.sum(by_table, axis=0).astype(table.dtype)
+    return by_x, by_words, None if bias is None else jnp.sum(by_bias, axis=0), None
+
+
+scan_tiles.defvjp(scan_forward, scan_backward)
