@@ -18,9 +18,7 @@ from research.tasks.causal import CausalLM
 
 V = 30
 WINDOW = Feedforward(
-    FeedforwardSpec(
-        vocab_size=V, embed_width=4, hidden=6, context=3, dropout=0.3, dtype="float32"
-    )
+    FeedforwardSpec(vocab_size=V, embed_width=4, hidden=6, context=3, dropout=0.3, dtype="float32")
 )
 CHAIN = Lstm(LstmSpec(vocab_size=V, width=6, depth=2, dropout=0.3, dtype="float32"))
 TRUNKS = pytest.mark.parametrize("trunk", [WINDOW, CHAIN], ids=["feedforward", "lstm"])

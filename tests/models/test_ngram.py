@@ -1,4 +1,4 @@
-"""N-grams against Kneser-Ney by its definition, in dictionaries of tuples; they are distributions."""
+"""N-grams against Kneser-Ney by its definition in dictionaries of tuples; sums to one."""
 
 from __future__ import annotations
 
@@ -56,10 +56,7 @@ class ByDefinition:
             self.steps.append([i - (i + 1) * y * n[i + 1] / n[i] for i in (1, 2, 3)])
 
     def probability(self, history: tuple, token: int) -> float:
-        if len(history) == 0:
-            lower = 1 / VOCABULARY
-        else:
-            lower = self.probability(history[1:], token)
+        lower = self.probability(history[1:], token) if history else 1 / VOCABULARY
         counts, steps = self.counts[len(history)], self.steps[len(history)]
         followers = {gram[-1]: c for gram, c in counts.items() if gram[:-1] == history}
         if not followers:
