@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from tokenizers import Tokenizer
 
-from research import losses
 from research.config import Config
 from research.data.choices import Choices
 from research.data.texts import Texts
@@ -96,7 +96,7 @@ def counted(folder: Path, order: int) -> NGram:
 def model_of(task, folder: Path) -> Model:
     config = resolve(Config(name="x", task=task, data=texts_of(folder), steps=1))
     batch = config.data.open("train", 4).batch(0)
-    params = initialize(config.task, batch, jax.random.key(3))
+    params = jax.jit(functools.partial(initialize, config.task))(batch, jax.random.key(3))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), params)
     return Model(config.task, params, config.data, config.mesh.build(jax.devices()[:1]))
@@ -146,24 +146,31 @@ def test_limit_is_by_paradigm(folder) -> None:
     assert [row["UID"] for row in rows] == ["verb", "number", "order"]
 
 
-def nats_alone(model: Model, text: str, *, hide: bool) -> float:
-    """-log P of a text's tokens after [CLS]: one row, and for `hide` one pass a token."""
-    ids = Tokenizer.from_file(model.data.tokenizer).encode(text).ids
-    batch = {
-        "tokens": jnp.array([ids]),
-        "positions": jnp.arange(len(ids))[None],
-        "segments": jnp.ones((1, len(ids)), jnp.int32),
-    }
+@functools.cache
+def reader(task):
+    """Logits [T, V] of one row."""
 
     def read(task, batch):
         x = task.backbone(batch)
-        return task.logits(x) if hide else task.backbone.logits(x)
+        return (task if isinstance(task, MaskedLM) else task.backbone).logits(x)[0]
 
+    return jax.jit(lambda params, batch: task.apply({"params": params}, batch, method=read))
+
+
+def nats_alone(model: Model, text: str) -> float:
+    """-log P of a text's tokens after [CLS], alone in a row; masked, one pass a token."""
+    ids = np.array(Tokenizer.from_file(model.data.tokenizer).encode(text).ids)
+    hide, row = isinstance(model.task, MaskedLM), np.zeros((1, 16), np.int32)
+    row[0, : len(ids)] = ids
+    real = (np.arange(16) < len(ids)).astype(np.int32)[None]
+    batch = {"positions": np.arange(16, dtype=np.int32)[None], "segments": real}
     total = 0.0
     for i in range(1, len(ids)):
-        shown = batch["tokens"].at[0, i].set(model.task.mask_id) if hide else batch["tokens"]
-        logits = model.task.apply({"params": model.params}, batch | {"tokens": shown}, method=read)
-        total += float(losses.cross_entropy(logits[0, i if hide else i - 1], jnp.array(ids[i])))
+        shown = row.copy()
+        if hide:
+            shown[0, i] = model.task.mask_id
+        logits = np.asarray(reader(model.task)(model.params, batch | {"tokens": shown}))
+        total -= log_softmax(logits[i if hide else i - 1])[ids[i]]
     return total
 
 
@@ -177,7 +184,7 @@ def test_likelihoods_of_packed_texts_are_those_of_each_alone(kind, folder, reque
     assert batches.batch(0)["segments"].max() > 1
     outputs = likelihoods(model, batches, pseudo=evaluator.pseudo)
     texts = [text for row in PAIRS[:2] for text in row[:2]]
-    alone = [nats_alone(model, text, hide=evaluator.pseudo) for text in texts]
+    alone = [nats_alone(model, text) for text in texts]
     np.testing.assert_allclose(outputs["nll"][:4], alone, rtol=1e-5)
     np.testing.assert_array_equal(outputs["count"], batches.examples.encoded.lengths - 1)
     assert evaluator(model).numbers["accuracy"] == evaluator.grade(outputs).numbers["accuracy"]
@@ -195,8 +202,8 @@ def test_choices_are_scored_by_their_own_tokens_after_the_question(folder, causa
     words = Tokenizer.from_file(causal.data.tokenizer)
     for question, *choices, answer in QUESTIONS:
         choices = [choice for choice in choices if choice]
-        start = nats_alone(causal, question, hide=False)
-        cost = [nats_alone(causal, f"{question} {c}", hide=False) - start for c in choices]
+        start = nats_alone(causal, question)
+        cost = [nats_alone(causal, f"{question} {c}") - start for c in choices]
         tokens = [len(words.encode(c, add_special_tokens=False).ids) for c in choices]
         for name, sizes in (("", [1] * 9), ("_token", tokens), ("_byte", [*map(len, choices)])):
             best = min(range(len(choices)), key=lambda i: cost[i] / sizes[i])
