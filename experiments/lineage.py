@@ -100,7 +100,7 @@ def study(
     held_out_rows: int = 300,
     sizes: tuple[float, ...] = (0.1, 0.32, 1.0),
     seeds: int = 3,
-    steps: int = 600,
+    steps: int = 2000,
     vocabulary: int = 4000,
     width: int = 128,
     block: int = 64,
@@ -111,9 +111,11 @@ def study(
     """`data` and `held_out` are sources of texts; of `data` a fifth is held out where `held_out` is
     empty. `sizes` are shares of the training texts, `steps` those of every trained model, the best
     of which on dev is tested. `pairs`: BLiMP's archive, `pairs_limit` pairs of each paradigm.
+    `small` bounds the others, and trains far too little to tell neural models from each other.
     """
     if small:
-        seeds, steps, held_out_rows, width = min(seeds, 2), min(steps, 100), 60, 64
+        seeds, steps, held_out_rows = min(seeds, 2), min(steps, 60), 40
+        vocabulary, width, block = min(vocabulary, 2000), min(width, 64), min(block, 32)
     train, dev, test = split(data, held_out, held_out_rows)
     setting = prepare(run.path / "corpus", train, dev, test, vocabulary, block)
     if pairs:

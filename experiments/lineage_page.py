@@ -56,7 +56,7 @@ def page(
     )
     return Page(
         "Lineage: from counting to Transformers",
-        f"{asked}; {len(scores[CAUSAL, sizes[0]])} seeds of what is trained",
+        f"{asked}; what is trained with n = {len(scores[CAUSAL, sizes[0]])}",
         [
             Heading("Result"),
             by_size,
@@ -69,7 +69,7 @@ def page(
             ),
             Figure(curves(scores, tokens, arms), "Mean over seeds, and their range."),
             details(scores, sizes[-1]),
-            tests(scores, sizes),
+            *([tests(scores, sizes)] if len(scores[CAUSAL, sizes[0]]) > 1 else []),
             Heading("Samples"),
             *(
                 block
@@ -126,9 +126,8 @@ def tests(scores: dict[tuple[str, float], list[Score]], sizes: list[float]) -> T
                 [float(np.log(score.perplexity)) for score in scores[arm, share]]
                 for arm in (CAUSAL, rival)
             )
-            if len(ours) > 1:
-                test = paired_test(ours, theirs)
-                rows.append((rival, share, test.difference, test.n, test.p, test.t_p))
+            test = paired_test(ours, theirs)
+            rows.append((rival, share, test.difference, test.n, test.p, test.t_p))
     return Table(
         title="The causal Transformer minus its rivals, nats a token, paired by seed",
         columns=("rival", "share", "difference", "pairs", "p, sign flips", "p, t-test"),
