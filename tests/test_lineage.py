@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.lineage_page import COUNTED, TRAINED, Score, page
 from research import config as configs
 from research.data.bpe import train_bpe
 from research.data.vocabulary import tokenizer_of
@@ -102,3 +103,20 @@ def test_bytes_come_back_and_the_file_repeats(tmp_path: Path) -> None:
     assert vocabulary.unk is None and vocabulary.sep is None and vocabulary.mask is not None
     with pytest.raises(ConfigError, match="alone are 259"):
         train_bpe(texts, 100, tmp_path / "c.json")
+
+
+def test_the_page_sets_seeds_against_each_other_and_masks_apart() -> None:
+    found: dict[tuple[str, float], list[Score]] = {}
+    for share in (0.1, 1.0):
+        for number, arm in enumerate((*COUNTED, *TRAINED)):
+            found[arm, share] = [
+                Score(100.0 + 10 * number + seed, 2.0 + number, 9, 1.0, 0.5, "text")
+                for seed in range(1 if arm in COUNTED else 3)
+            ]
+    said = page(found, {0.1: 1000, 1.0: 10000}, "9 test tokens").text()
+    rows = said.split("minus its rivals")[1].split("Samples")[0].splitlines()
+    (lstm,) = [line.split() for line in rows if line.startswith("LSTM") and " 0.1" in line]
+    wanted = np.mean([np.log((150 + seed) / (140 + seed)) for seed in range(3)])
+    np.testing.assert_allclose(float(lstm[2].lstrip("+")), wanted, rtol=1e-3)
+    comparable, masks = said.split("Pseudo-perplexity of the masked")
+    assert "masked" not in comparable and "161" in masks
