@@ -32,6 +32,11 @@ class FeedforwardSpec:
     dtype: layers.Dtype = "auto"
 
     @property
+    def causal(self) -> bool:
+        """No token sees a later one."""
+        return True
+
+    @property
     def width(self) -> int:
         """What the scores are computed from: the hidden layer, and the window with `direct`."""
         return self.hidden + self.direct * self.context * self.embed_width

@@ -31,6 +31,11 @@ class LstmSpec:
     dropout: float = 0.2
     dtype: layers.Dtype = "auto"
 
+    @property
+    def causal(self) -> bool:
+        """No token sees a later one."""
+        return True
+
 
 class Lstm(nn.Module):
     """Tokens to vectors: batch -> [B, T, D] (Mikolov et al., 2010; Zaremba et al., 2014).
