@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
     (r"(attention/out|mlp/down)/kernel$", ("tensor", "fsdp")),
     (r"(attention/(query|key|value)|mlp/(up|gate))/bias$", ("tensor",)),
-    (r"backbone/(pooler|embed_project)/kernel$", ("fsdp", "tensor")),
+    (r"backbone/(pooler|embed_project|hidden)/kernel$", ("fsdp", "tensor")),
     (r"(bias|scale)$", ()),
     # A recurrent trunk meets its kernels once a token: gathering them each time would cost more.
     (r"block_\d+/(input/|hidden_)kernel$|characters/(letters/table|filters/kernel)$", ()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,14 +70,14 @@ def size(folder: str | Path) -> int:
     return int(load_tokenizer(str(folder)).get_vocab_size(with_added_tokens=True))
 
 
-def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], size: int, special: Sequence[str] = TOKENS) -> Tokenizer:
     """Byte-level BPE: decoding gives back every text as it was."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=TOKENS,
+        special_tokens=list(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -125,27 +125,41 @@ class BiLSTM(nn.Module):
         dtype = layers.compute_dtype(self.spec.dtype)
         # What does not depend on the state is one product for all cells and both directions.
         given = Dense(8 * hidden, dtype=self.spec.dtype, name="input")(x)
-        given = given.reshape(rows, tokens, 2, 4 * hidden).astype(jnp.float32)
+        given = given.reshape(rows, tokens, 2, 4 * hidden)
         given = jnp.stack([given[:, :, 0], given[:, ::-1, 1]])  # [2, B, T, 4 hidden]
         fresh = jnp.stack([begins, ends[:, ::-1]])
-        kernel = self.param("hidden_kernel", recurrent_init, (2, hidden, 4 * hidden)).astype(dtype)
+        kernel = self.param("hidden_kernel", recurrent_init, (2, hidden, 4 * hidden))
+        ahead, back = recur(given, fresh, kernel, dtype)
+        return jnp.concatenate([ahead, back[:, ::-1]], axis=-1)
 
-        def step(state: Any, now: tuple[jax.Array, jax.Array]) -> Any:
-            output, cell = (jnp.where(now[1], 0.0, part) for part in state)
-            gates = now[0] + jnp.einsum(
-                "zbh,zhk->zbk", output.astype(dtype), kernel, preferred_element_type=jnp.float32
-            )
-            enter, forget, value, leave = jnp.split(gates, 4, axis=-1)
-            # Remembering is the default (Jozefowicz et al., 2015).
-            cell = jax.nn.sigmoid(forget + 1.0) * cell + jax.nn.sigmoid(enter) * jnp.tanh(value)
-            output = jax.nn.sigmoid(leave) * jnp.tanh(cell)
-            return (output, cell), output
 
-        zeros = jnp.zeros((2, rows, hidden), jnp.float32)
-        times = (given.transpose(2, 0, 1, 3), fresh.transpose(2, 0, 1)[..., None])
-        _, outputs = lax.scan(step, (zeros, zeros), times)  # [T, 2, B, hidden]
-        ahead, back = outputs[:, 0], outputs[::-1, 1]
-        return jnp.concatenate([ahead, back], axis=-1).swapaxes(0, 1).astype(dtype)
+def recur(given: jax.Array, fresh: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Z LSTMs side by side, from the first cell to the last: [Z, B, T, 4 hidden] -> [Z, B, T,
+    hidden] of `dtype`, which is what products with the state run in.
+
+    `given` is what the inputs bring to the gates; `fresh`, bool [Z, B, T], are the cells where the
+    state starts anew; `kernel` is float32 [Z, hidden, 4 hidden].
+    """
+    kernel = kernel.astype(dtype)
+
+    def step(state: Any, now: tuple[jax.Array, jax.Array]) -> Any:
+        output, cell = (jnp.where(now[1], 0.0, part) for part in state)
+        gates = now[0] + jnp.einsum(
+            "zbh,zhk->zbk", output.astype(dtype), kernel, preferred_element_type=jnp.float32
+        )
+        enter, forget, value, leave = jnp.split(gates, 4, axis=-1)
+        # Remembering is the default (Jozefowicz et al., 2015).
+        cell = jax.nn.sigmoid(forget + 1.0) * cell + jax.nn.sigmoid(enter) * jnp.tanh(value)
+        output = jax.nn.sigmoid(leave) * jnp.tanh(cell)
+        return (output, cell), output
+
+    zeros = jnp.zeros((*given.shape[:2], kernel.shape[1]), jnp.float32)
+    times = (
+        given.astype(jnp.float32).transpose(2, 0, 1, 3),
+        fresh.transpose(2, 0, 1)[..., None],
+    )
+    _, outputs = lax.scan(step, (zeros, zeros), times)  # [T, Z, B, hidden]
+    return outputs.transpose(1, 2, 0, 3).astype(dtype)
 
 
 recurrent_init = nn.initializers.variance_scaling(
