@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import BertProcessing
 
-from research.data import cache
+from research.data import byte_bpe, cache
 from research.errors import ConfigError
 
 NAMES = {
@@ -26,6 +26,8 @@ NAMES = {
     "sep": ("[SEP]", "</s>", "<sep>"),
     "mask": ("[MASK]", "<mask>"),
     "unk": ("[UNK]", "<unk>"),
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
 }
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -45,6 +47,8 @@ class Vocabulary:
     sep: int | None
     mask: int | None
     unk: int | None
+    bos: int | None
+    eos: int | None
     continues: np.ndarray
     special: tuple[int, ...]
     fingerprint: str
@@ -76,6 +80,8 @@ class Vocabulary:
             "cls_id": self.cls,
             "sep_id": self.sep,
             "mask_id": self.mask,
+            "bos_id": self.bos,
+            "eos_id": self.eos,
             "special_ids": self.special,
             "continue_ids": tuple(np.flatnonzero(self.continues).tolist()),
             "tokenizer_fingerprint": self.fingerprint,
@@ -103,7 +109,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer of a directory, of a tokenizer.json or vocab.txt, or of a Hugging Face id.
+    """The tokenizer of a tokenizer.json or vocab.txt, of a directory with one, or with vocab.json
+    and merges.txt, or of a Hugging Face id.
 
     "stdlib:4000" is a WordPiece of 4,000 tokens trained on the standard library's documentation,
     once for each version of Python. Truncation and padding that the file asks for are switched off.
@@ -113,7 +120,10 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", "vocab.txt")]
         path = next((file for file in files if file.is_file()), path)
-    if path.is_file():
+    pieces = byte_bpe.find(path) if path.is_dir() else None
+    if pieces is not None:
+        tokenizer = byte_bpe.load(*pieces)
+    elif path.is_file():
         tokenizer = load_vocabulary(path) if path.suffix == ".txt" else load_json(path)
     elif path.is_dir() or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", spec):
         tokenizer = load_from_hub(spec)
@@ -274,7 +284,7 @@ def write(file: Path, text: str) -> None:
 
 def tokenizer_of(spec: str) -> tuple[Tokenizer, Vocabulary]:
     """A tokenizer and its facts, loaded once a process while its files are unchanged."""
-    names = ("", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    names = ("", "tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
     paths = [Path(spec).expanduser() / name for name in names]
     stats = [path.stat() if path.exists() else None for path in paths]
     return loaded_tokenizer(spec, tuple(s and (s.st_size, s.st_mtime_ns) for s in stats))

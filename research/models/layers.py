@@ -17,6 +17,8 @@ from jax import lax
 Dtype = Literal["auto", "float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Norm = Literal["layer", "rms"]
+# factor, low and high frequency factor, positions of the original training.
+RopeScaling = tuple[float, float, float, int]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # By erf, as PyTorch does: jax.nn.gelu's erfc is exact far out, and twice as slow on a CPU.
@@ -165,22 +167,49 @@ class Embedding(nn.Module):
         )
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+def slowed(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Llama 3.1's rotary frequencies for texts longer than it was trained on (Llama Team, 2024).
+
+    Waves longer than `original / low` are slowed by `factor`, those shorter than `original / high`
+    are left alone, and those between are interpolated.
+    """
+    factor, low, high, original = scaling
+    turns = original * frequencies / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / factor)
+
+
+def rotate(
+    x: jax.Array, positions: jax.Array, theta: float, scaling: RopeScaling | None = None
+) -> jax.Array:
     """Rotary positions (Su et al., 2021), halves paired as in Llama: [B, T, H, K] -> same."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is not None:
+        frequencies = slowed(frequencies, scaling)
     angles = positions.astype(jnp.float32)[..., None, None] * over_last(frequencies, x)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attention_mask(batch: dict[str, jax.Array], *, causal: bool) -> jax.Array:
-    """bool [B, T, T], query by key: the same example, and for `causal` not a later position."""
-    segments = batch["segments"]
-    mask = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+def attention_mask(
+    batch: dict[str, jax.Array],
+    *,
+    causal: bool,
+    window: int | None = None,
+    keys: dict[str, jax.Array] | None = None,
+) -> jax.Array:
+    """bool [B, T, S], query by key: the same example, for `causal` not a later position, and at
+    most `window` positions apart. `keys` has positions and segments [B, S]; None is `batch`."""
+    keys = batch if keys is None else keys
+    segments = keys["segments"][:, None, :]
+    mask = (batch["segments"][:, :, None] == segments) & (segments > 0)
+    distance = batch["positions"][:, :, None] - keys["positions"][:, None, :]
     if causal:
-        mask &= batch["positions"][:, :, None] >= batch["positions"][:, None, :]
+        mask &= distance >= 0
+    if window is not None:
+        mask &= jnp.abs(distance) <= window
     return mask
 
 
@@ -196,8 +225,8 @@ def attend(
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al., 2017) with grouped key and value heads.
 
-    query [B, T, H, K]; key, value [B, T, G, K], H a multiple of G; mask bool [B, T, T].
-    Softmax in float32. `noise` [B, T] drops probabilities at `rate`; `positions` [B, T] names the
+    query [B, T, H, K]; key, value [B, S, G, K], H a multiple of G; mask bool [B, T, S].
+    Softmax in float32. `noise` [B, T] drops probabilities at `rate`; `positions` [B, S] names the
     keys, so that a pair of tokens meets the same mask in any layout. Returns [B, T, H, K].
     """
     rows, tokens, heads, width = query.shape

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from research import sharding
 from research.models import layers
+from research.models.cache import Cache, Past
 from research.models.layers import ACTIVATIONS, Dense, Embedding
 
 Batch = dict[str, jax.Array]
@@ -26,7 +27,9 @@ class Spec:
 
     `kv_heads` below `heads` is grouped-query attention; `gated` is the GLU form of the MLP;
     `norm_first` is pre-norm, with a last norm after the stack; `scan` compiles one block instead of
-    `depth`; `remat` keeps only the blocks' inputs for the backward pass.
+    `depth`; `remat` keeps only the blocks' inputs for the backward pass. `window` is the largest
+    |i - j| of positions that attend; `qkv_bias` is `bias` where None; `qk_norm` norms every query
+    and key head before it is rotated (Henry et al., 2020); `rope_scaling` as in `layers.slowed`.
     """
 
     vocab_size: int
@@ -40,6 +43,8 @@ class Spec:
     positions: Literal["learned", "rotary", "none"] = "learned"
     max_positions: int = 512
     rope_theta: float = 10000.0
+    rope_scaling: layers.RopeScaling | None = None
+    window: int | None = None
     token_types: int = 0
     norm: layers.Norm = "layer"
     norm_first: bool = False
@@ -48,6 +53,8 @@ class Spec:
     activation: layers.Activation = "gelu"
     gated: bool = False
     bias: bool = True
+    qkv_bias: bool | None = None
+    qk_norm: bool = False
     tied: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -84,7 +91,7 @@ class Transformer(nn.Module):
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=spec.depth,
-                in_axes=nn.broadcast,
+                in_axes=(nn.broadcast, 0),
             )(spec)
         else:
             self.blocks = [block(spec, name=f"block_{i}") for i in range(spec.depth)]
@@ -96,6 +103,12 @@ class Transformer(nn.Module):
 
     def __call__(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """[B, T] tokens -> [B, T, D]. `noise` uint32 [B, T] drives dropout; None is without."""
+        return self.extend(batch, None, noise=noise)[0]
+
+    def extend(
+        self, batch: Batch, cache: Cache | None, *, noise: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """The same of tokens that follow those in `cache`, and the cache with them in it."""
         spec = self.spec
         x = self.embed(batch["tokens"])
         if spec.positions == "learned":
@@ -107,14 +120,22 @@ class Transformer(nn.Module):
         x = sharding.constrain_rows(layers.dropout(x, spec.dropout, noise))
         # Noise is carried through the stack, each block deriving its own: also under `scan`.
         carry = (x, noise)
-        context = (layers.attention_mask(batch, causal=spec.causal), batch["positions"])
+        keys = batch if cache is None else cache.beside(batch)
+        mask = layers.attention_mask(batch, causal=spec.causal, window=spec.window, keys=keys)
+        context = (mask, batch["positions"])
+        past: Any = cache.blocks if cache else None if spec.scan else (None,) * spec.depth
+        present: Any = []
         if spec.scan:
-            carry, _ = self.blocks(carry, context)
+            carry, present = self.blocks(carry, context, past)
         else:
-            for block in self.blocks:
-                carry, _ = block(carry, context)
+            for block, before in zip(self.blocks, past):
+                carry, after = block(carry, context, before)
+                present.append(after)
+        if cache is not None:
+            held = present if spec.scan else tuple(present)
+            cache = Cache(held, keys["positions"], keys["segments"])
         x = carry[0]
-        return self.final_norm(x) if spec.norm_first else x
+        return self.final_norm(x) if spec.norm_first else x, cache
 
     def pool(self, x: jax.Array) -> jax.Array:
         """BERT's pooler on the vectors of first tokens: [..., D] -> [..., D]."""
@@ -135,7 +156,8 @@ class Block(nn.Module):
         self,
         carry: tuple[jax.Array, jax.Array | None],
         context: tuple[jax.Array, jax.Array],
-    ) -> tuple[tuple[jax.Array, jax.Array | None], None]:
+        past: Past | None = None,
+    ) -> tuple[tuple[jax.Array, jax.Array | None], Past | None]:
         spec = self.spec
         x, noise = carry
         if noise is not None:
@@ -151,16 +173,21 @@ class Block(nn.Module):
             )
 
         if spec.norm_first:
-            x = x + drop(attention(attention_norm(x), context, noise), 0x1)
+            y, past = attention(attention_norm(x), context, noise, past)
+            x = x + drop(y, 0x1)
             x = x + drop(mlp(mlp_norm(x)), 0x2)
         else:
-            x = attention_norm(x + drop(attention(x, context, noise), 0x1))
+            y, past = attention(x, context, noise, past)
+            x = attention_norm(x + drop(y, 0x1))
             x = mlp_norm(x + drop(mlp(x), 0x2))
-        return (sharding.constrain_rows(x), noise), None
+        return (sharding.constrain_rows(x), noise), past
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each segment: [B, T, D] -> [B, T, D]."""
+    """Multi-head self-attention within each segment: [B, T, D] -> [B, T, D].
+
+    With `past`, tokens attend to those before the batch too, and the result holds them all.
+    """
 
     spec: Spec
 
@@ -170,21 +197,28 @@ class Attention(nn.Module):
         x: jax.Array,
         context: tuple[jax.Array, jax.Array],
         noise: jax.Array | None,
-    ) -> jax.Array:
+        past: Past | None,
+    ) -> tuple[jax.Array, Past | None]:
         spec = self.spec
         mask, positions = context
         width = spec.head_width or spec.width // spec.heads
+        bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
 
         def heads(name: str, count: int) -> jax.Array:
-            y = Dense(count * width, spec.bias, spec.dtype, name=name)(x)
+            y = Dense(count * width, bias, spec.dtype, name=name)(x)
             return y.reshape(*y.shape[:-1], count, width)
 
         query = heads("query", spec.heads)
         key = heads("key", spec.kv_heads or spec.heads)
         value = heads("value", spec.kv_heads or spec.heads)
+        if spec.qk_norm:
+            query, key = spec.make_norm("query_norm")(query), spec.make_norm("key_norm")(key)
         if spec.positions == "rotary":
-            query = layers.rotate(query, positions, spec.rope_theta)
-            key = layers.rotate(key, positions, spec.rope_theta)
+            query = layers.rotate(query, positions, spec.rope_theta, spec.rope_scaling)
+            key = layers.rotate(key, positions, spec.rope_theta, spec.rope_scaling)
+        if past is not None:
+            past = past.extended(key, value)
+            key, value = past.keys, past.values
         y = layers.attend(
             query,
             key,
@@ -195,7 +229,7 @@ class Attention(nn.Module):
             positions=positions,
         )
         y = y.reshape(*y.shape[:-2], spec.heads * width)
-        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y)
+        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y), past
 
 
 class Mlp(nn.Module):

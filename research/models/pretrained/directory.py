@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import ConfigError
-from research.models.pretrained import bert
+from research.models.pretrained import bert, gpt2, llama, mistral, qwen
 from research.models.pretrained.family import Family, Settings
 from research.models.transformer import Transformer
 
-FAMILIES = (bert.FAMILY,)
+FAMILIES = (
+    bert.FAMILY,
+    gpt2.FAMILY,
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+)
 # What is fetched of a repository: never code, never pickles.
 PATTERNS = (
     "config.json",
+    "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
@@ -136,7 +144,9 @@ def tokenizer_size(directory: Path) -> int | None:
     """One more than the largest id that the tokenizer makes; None where there is no tokenizer."""
     path = directory / "tokenizer.json"
     if not path.is_file():
-        words = directory / "vocab.txt"
+        pieces, words = directory / "vocab.json", directory / "vocab.txt"
+        if pieces.is_file():
+            return count_ids({"model": {"vocab": read_json(pieces)}}, pieces)
         return len(words.read_bytes().splitlines()) if words.is_file() else None
     return count_ids(read_json(path), path)
 

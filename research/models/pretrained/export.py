@@ -45,7 +45,11 @@ def save(
         "architectures": [architecture.name],
         "model_type": family.name,
         "dtype": "float32",
-        "pad_token_id": words.token_to_id(settings.get("pad_token", "")),
+        **{
+            f"{role}_id": words.token_to_id(settings.get(role, ""))
+            for role in ("pad_token", "bos_token", "eos_token")
+            if role == "pad_token" or role in family.special_tokens
+        },
         **family.to_config(task.backbone.spec),
         **({"problem_type": architecture.problem} if architecture.problem else {}),
         **architecture.facts(task),
@@ -109,6 +113,7 @@ def to_tensors(
     that has not been merged.
     """
     tensors: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     dropped = []
     for path, leaf in flatten_dict(params, sep="/").items():
         found = matching((*family.rules, *architecture.rules), path, leaf.shape)
@@ -121,7 +126,15 @@ def to_tensors(
         for source in found:
             for name, piece in zip(source.names, value if source.stacked else [value]):
                 bare = name if architecture.prefixed else name.removeprefix(family.prefix)
-                tensors[bare] = np.ascontiguousarray(piece.T if source.transposed else piece)
+                turned = np.ascontiguousarray(piece.T if source.transposed else piece)
+                if source.part is None:
+                    tensors[bare] = turned
+                    continue
+                held = parts.setdefault(bare, {})
+                held[source.part[0]] = turned
+                if len(held) == source.part[1]:
+                    pieces = [held[i] for i in range(len(held))]
+                    tensors[bare] = np.concatenate(pieces, axis=0 if source.transposed else -1)
     return tensors, tuple(dropped)
 
 

@@ -35,6 +35,10 @@ class Settings:
             raise ConfigError(f"{self.path}: {key} is {value!r}, expected a positive integer")
         return value
 
+    def optional(self, key: str, default: int | None = None) -> int | None:
+        """A positive integer, or None where the key is null, or absent without a default."""
+        return None if self.values.get(key, default) is None else self.integer(key, default)
+
     def number(self, key: str, default: float) -> float:
         """A number that is not negative."""
         value = self.values.get(key, default)
@@ -57,12 +61,14 @@ class Rule:
     """One parameter path and the tensor of the same numbers; `{i}` is the block in both.
 
     A `transposed` matrix is [in, out] with us and [out, in] with them. Where several rules name one
-    parameter, it is read from the first tensor that is there, and written to all.
+    parameter, it is read from the first tensor that is there, and written to all. Where one tensor
+    holds several parameters side by side, `part` is (which, of how many), cut along the outputs.
     """
 
     ours: str
     theirs: str
     transposed: bool = False
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Source:
     names: tuple[str, ...]
     transposed: bool
     stacked: bool
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +157,23 @@ class Family:
             back = self.to_spec(config)
         except ConfigError as error:
             return [str(error)]
+        wanted, given = settled(spec), settled(back)
         return [
             f"{item.name}={getattr(spec, item.name)!r}"
             for item in dataclasses.fields(Spec)
-            if item.name not in EXECUTION and getattr(spec, item.name) != getattr(back, item.name)
+            if item.name not in EXECUTION
+            and getattr(wanted, item.name) != getattr(given, item.name)
         ]
+
+
+def settled(spec: Spec) -> Spec:
+    """The same with the fields filled that follow from others where they are None."""
+    return dataclasses.replace(
+        spec,
+        kv_heads=spec.kv_heads or spec.heads,
+        head_width=spec.head_width or spec.width // spec.heads,
+        qkv_bias=spec.bias if spec.qkv_bias is None else spec.qkv_bias,
+    )
 
 
 def matching(rules: Iterable[Rule], path: str, shape: tuple[int, ...]) -> list[Source]:
@@ -169,18 +188,26 @@ def source_of(rule: Rule, path: str, shape: tuple[int, ...]) -> Source | None:
         if path.replace(SCANNED, UNROLLED, 1) != rule.ours:
             return None
         names = tuple(rule.theirs.replace("{i}", str(i)) for i in range(shape[0]))
-        return Source(names, rule.transposed, stacked=True)
+        return Source(names, rule.transposed, stacked=True, part=rule.part)
     match = re.fullmatch(re.escape(rule.ours).replace(r"\{i\}", r"(\d+)"), path)
     if match is None:
         return None
     block = match[1] if match.groups() else ""
-    return Source((rule.theirs.replace("{i}", block),), rule.transposed, stacked=False)
+    names = (rule.theirs.replace("{i}", block),)
+    return Source(names, rule.transposed, stacked=False, part=rule.part)
 
 
-def dense(ours: str, theirs: str, *, bias: bool = True) -> tuple[Rule, ...]:
+def dense(
+    ours: str,
+    theirs: str,
+    *,
+    bias: bool = True,
+    transposed: bool = True,
+    part: tuple[int, int] | None = None,
+) -> tuple[Rule, ...]:
     """A dense layer: kernel and bias."""
-    kernel = Rule(f"{ours}/kernel", f"{theirs}.weight", transposed=True)
-    return (kernel, Rule(f"{ours}/bias", f"{theirs}.bias")) if bias else (kernel,)
+    kernel = Rule(f"{ours}/kernel", f"{theirs}.weight", transposed, part)
+    return (kernel, Rule(f"{ours}/bias", f"{theirs}.bias", part=part)) if bias else (kernel,)
 
 
 def norm(ours: str, theirs: str, *, bias: bool = True) -> tuple[Rule, ...]:

@@ -95,16 +95,20 @@ class Tensors:
             )
         return tuple(piece.get_shape())
 
-    def read(self, name: str, index: Index, *, transposed: bool) -> np.ndarray:
-        """A piece of a tensor; `index` counts in the transposed one where that is asked for."""
+    def read(self, name: str, index: Index, source: Source) -> np.ndarray:
+        """A piece of the parameter that a tensor, or the source's part of it, is to become."""
         piece = self.files[name].get_slice(name)
-        return piece[index[::-1]].T if transposed else piece[index]
+        if source.part is not None:
+            which, count = source.part
+            size = piece.get_shape()[0 if source.transposed else -1] // count
+            start, stop, _ = index[-1].indices(size)
+            index = (*index[:-1], slice(which * size + start, which * size + stop))
+        return piece[index[::-1]].T if source.transposed else piece[index]
 
     def read_source(self, source: Source, index: Index, dtype: np.dtype) -> np.ndarray:
         """A piece of a parameter, C-contiguous."""
         if not source.stacked:
-            piece = self.read(source.names[0], index, transposed=source.transposed)
-            return np.ascontiguousarray(piece, dtype=dtype)
+            return np.ascontiguousarray(self.read(source.names[0], index, source), dtype=dtype)
         names = source.names[index[0]]
-        layers = [self.read(name, index[1:], transposed=source.transposed) for name in names]
+        layers = [self.read(name, index[1:], source) for name in names]
         return np.stack(layers).astype(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,8 @@ def load_one(
         raise ConfigError(f"{tensors.directory}: lacks tensor {missing[0]} of parameter {path}")
     found = tuple(names[name] for name in source.names)
     expected = leaf.shape[1:] if source.stacked else leaf.shape
+    if source.part is not None:
+        expected = (*expected[:-1], expected[-1] * source.part[1])
     for name in found:
         shape = tensors.shape(name)
         if (shape[::-1] if source.transposed else shape) != expected:
@@ -125,7 +128,7 @@ def load_one(
                 f"{tensors.directory}: tensor {name} is {shape}, but parameter {path} needs "
                 f"{ours}{hint}"
             )
-    here = Source(found, source.transposed, source.stacked)
+    here = dataclasses.replace(source, names=found)
     return place(leaf, lambda index: tensors.read_source(here, index, leaf.dtype)), found
 
 
