@@ -55,8 +55,8 @@ def read(trunk: Transformer, params: Any, batch: Batch, held: Cache) -> tuple[ja
         x, present = trunk.extend(batch, held)
         return trunk.logits(x[:, -1]), present
 
-    logits, present = trunk.apply({"params": params}, batch, held, method=after)
-    return logits, present
+    found: Any = trunk.apply({"params": params}, batch, held, method=after)
+    return found[0], found[1]
 
 
 def pick(state: State, logits: jax.Array, sampling: Sampling) -> tuple[State, jax.Array]:

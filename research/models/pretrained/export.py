@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from research.data.vocabulary import load_tokenizer
+from research.data.vocabulary import Vocabulary, load_tokenizer
 from research.errors import ConfigError, StorageError
 from research.models.pretrained.directory import FAMILIES, read_json
 from research.models.pretrained.family import Architecture, Family, matching
@@ -141,7 +141,8 @@ def to_tensors(
 def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer without truncation and padding of its own, and tokenizer_config.json.
 
-    Names of special tokens are those beside the tokenizer, or else the family's. Raises ConfigError
+    Names of special tokens are those beside the tokenizer, or else the family's, and of beginnings
+    and ends those that the tokenizer has. Raises ConfigError
     for more tokens than the trunk has vectors.
     """
     tokenizer = load_tokenizer(source)
@@ -160,6 +161,10 @@ def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, di
         content = token["content"] if isinstance(token, dict) else token
         if tokenizer.token_to_id(content) is not None:
             special[role] = content
+    vocabulary = Vocabulary.of(tokenizer)
+    for role, number in (("bos_token", vocabulary.bos), ("eos_token", vocabulary.eos)):
+        if role in family.special_tokens and role not in special and number is not None:
+            special[role] = tokenizer.id_to_token(number)
     # Without these names transformers leaves out the types, and pairs of texts run together.
     types = ["token_type_ids"] if spec.token_types else []
     settings: dict[str, Any] = {

@@ -114,7 +114,7 @@ def describe(spec: Spec) -> dict[str, Any]:
         "num_hidden_layers": spec.depth,
         "num_attention_heads": spec.heads,
         "num_key_value_heads": spec.kv_heads or spec.heads,
-        "head_dim": spec.head_width or spec.width // spec.heads,
+        **({} if spec.head_width is None else {"head_dim": spec.head_width}),
         "intermediate_size": spec.hidden,
         "max_position_embeddings": spec.max_positions,
         "rms_norm_eps": spec.norm_epsilon,

@@ -8,7 +8,7 @@ from research.models.pretrained import llama
 from research.models.pretrained.family import Architecture, Family, Settings
 from research.models.transformer import Spec
 
-SPECIAL = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "bos_token": "<s>"}
+SPECIAL = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
 
 
 def to_spec2(config: Settings) -> Spec:
