@@ -10,8 +10,6 @@ from research.errors import ConfigError
 
 # What a decoder writes for bytes that are no character, or not yet.
 BROKEN = "\ufffd"
-# Tokens before the new ones that decide how these are written: spaces, parts of words.
-CONTEXT = 8
 
 
 class Detokenizer:
@@ -19,8 +17,8 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
-        self.ids = list(ids[-CONTEXT:])
-        self.told = self.text()
+        self.ids = list(ids)
+        self.told, self.seen = self.text(), len(self.ids)
 
     def text(self) -> str:
         """What the tokens at hand say."""
@@ -37,11 +35,15 @@ class Detokenizer:
         return self.advance(self.text())
 
     def advance(self, text: str) -> str:
-        """What `text` says beyond what was told; only the newest tokens are kept."""
+        """What `text` says beyond what was told."""
         new = text[len(self.told) :]
         if new:
-            self.ids = self.ids[-CONTEXT:]
-            self.told = self.text()
+            # The tokens before the next ones decide how these are written (spaces, parts of words):
+            # those last told do for that, and they begin with a whole character.
+            ids, self.ids = self.ids, self.ids[self.seen :]
+            if not self.text():
+                self.ids = ids
+            self.told, self.seen = self.text(), len(self.ids)
         return new
 
 

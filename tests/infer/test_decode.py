@@ -152,5 +152,5 @@ def test_the_score_of_a_beam_is_the_log_probability_of_its_text(tmp_path):
             task.backbone, params["backbone"], prompt, width=4, count=7, eos=(2,)
         )
         text = whole([prompt + found])
-        steps = jax.nn.log_softmax(logits(task, params, text))[0, len(prompt) - 1 : -1]
+        steps = np.asarray(jax.nn.log_softmax(logits(task, params, text)))[0, len(prompt) - 1 : -1]
         assert score == pytest.approx(steps[np.arange(len(found)), found].sum(), abs=1e-4)
