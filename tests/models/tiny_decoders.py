@@ -77,13 +77,8 @@ def load(directory: Path, task: Any, **options: Any):
     return pretrained.load(directory, abstract, **options)
 
 
+@functools.partial(jax.jit, static_argnames="task")
 def logits(task: CausalLM, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """[B, T, V]."""
-
-    @jax.jit
-    def run(params, batch):
-        return task.apply(
-            {"params": params}, batch, method=lambda s, b: s.backbone.logits(s.backbone(b))
-        )
-
-    return run(params, batch)
+    method = lambda s, b: s.backbone.logits(s.backbone(b))  # noqa: E731
+    return task.apply({"params": params}, batch, method=method)
