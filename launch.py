@@ -6,6 +6,8 @@
     launch.py evaluate RUN [--split SPLIT] [--data FILE]      scores of a finished run
                        [--data.FIELD VALUE]                   the file's columns, ...
     launch.py predict RUN [--input FILE|-] [--output FILE]    texts in, JSON lines (or .npy) out
+    launch.py generate RUN|DIR --prompt TEXT [OPTIONS]        the prompt goes on, as text
+                               --input FILE [OPTIONS]         a prompt a line in, JSON lines out
     launch.py report RUN... [--to DIR]                        the page of a run, or of several
     launch.py export RUN --to hf DIR                          a directory transformers loads
     launch.py soup RUN... --to DIR                            the mean of several runs' models
@@ -182,6 +184,41 @@ def predict(arguments: list[str]) -> None:
             print(json.dumps(prediction, ensure_ascii=False), file=sink)
 
 
+def generate(arguments: list[str]) -> None:
+    """Tells a prompt and what follows it as it comes, or one JSON line for every prompt read."""
+    from research.infer import generate as continuing
+    from research.infer.language import load
+    from research.infer.sampling import Sampling
+
+    parser = Parser("generate")
+    parser.add_argument("model", help="a run of CausalLM, a Hugging Face directory or a hub id")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt")
+    source.add_argument("--input", help="a file with one prompt a line")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, help="0 takes the most probable; usually 1")
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--stop", action="append", default=[], help="a string to stop before")
+    parser.add_argument("--seed", type=int, default=0)
+    given = vars(parser.parse_args(arguments))
+    model, prompt, file = (given.pop(name) for name in ("model", "prompt", "input"))
+    rest = {name: given.pop(name) for name in ("max_tokens", "beams", "seed")}
+    stops = tuple(given.pop("stop"))
+    if given["temperature"] is None:
+        given["temperature"] = 0.0 if rest["beams"] > 1 else 1.0
+    options = continuing.Options(sampling=Sampling(**given), stops=stops, **rest)
+    if file is None:
+        continuing.tell(load(model), prompt, options, sys.stdout)
+        return
+    with open_or_say(file, "rb") as lines:
+        for row in continuing.from_lines(load(model), lines, file, options):
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
 def open_or_say(path: str, mode: str) -> Any:
     """An open file; raises ConfigError or StorageError with the reason where it cannot be."""
     try:
@@ -304,6 +341,7 @@ VERBS = {
         show,
         evaluate,
         predict,
+        generate,
         report,
         export,
         soup,

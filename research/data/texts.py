@@ -80,8 +80,8 @@ class Texts(Dataset):
 
         `labels`; of the rows of train that are used `label_counts`, how many have each label, with
         `multilabel` `train_rows`, and for regression `label_mean`; and of the tokenizer
-        `vocab_size`, `pad_id`, `cls_id`, `sep_id`, `mask_id`, `special_ids`, `continue_ids` (tokens
-        that go on with a word) and `tokenizer_fingerprint`.
+        `vocab_size`, `pad_id`, `cls_id`, `sep_id`, `mask_id`, `bos_id`, `eos_id`, `special_ids`,
+        `continue_ids` (tokens that go on with a word) and `tokenizer_fingerprint`.
         """
         names = self.label_names()
         facts: dict[str, object] = {"labels": names, **self.vocabulary.facts()}

@@ -14,7 +14,9 @@ from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
 from research.errors import ConfigError
 
-NAMES = ("vocab.json", "spiece.model", "sentencepiece.bpe.model")
+NAMES = ("vocab.json", "encoder.json", "spiece.model", "sentencepiece.bpe.model")
+# What lies beside the tokens of byte-level BPE, by the names of Hugging Face and of OpenAI.
+MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 # What sentencepiece's own format calls the kinds of its models.
 UNIGRAM = 1
 
@@ -57,11 +59,11 @@ def load_files(path: Path, settings: dict[str, Any], model_type: str | None) -> 
 
 
 def byte_level(path: Path) -> Tokenizer:
-    """Byte-level BPE (Radford et al., 2019): vocab.json with merges.txt beside it. Texts stand
+    """Byte-level BPE (Radford et al., 2019): tokens with their MERGES beside them. Texts stand
     between <s> and </s> where there are such tokens, as RoBERTa's do, and for themselves else."""
-    merges = path.with_name("merges.txt")
+    merges = path.with_name(MERGES[path.name])
     if not merges.is_file():
-        raise ConfigError(f"{merges}: no such file; vocab.json needs it beside it")
+        raise ConfigError(f"{merges}: no such file; {path.name} needs it beside it")
     try:
         words = json.loads(path.read_text(encoding="utf-8"))
         tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
@@ -71,7 +73,10 @@ def byte_level(path: Path) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     between = "<s>" in words and "</s>" in words
     special = ("<s>", "</s>", "<unk>", "<pad>", "<mask>") if between else ("<|endoftext|>",)
-    tokenizer.add_special_tokens([token for token in special if token in words])
+    # The mask takes the space before it, as a word would.
+    tokenizer.add_special_tokens(
+        [AddedToken(token, lstrip=token == "<mask>") for token in special if token in words]
+    )
     if between:
         tokenizer.post_processor = RobertaProcessing(
             ("</s>", words["</s>"]), ("<s>", words["<s>"]), add_prefix_space=False

@@ -26,6 +26,8 @@ NAMES = {
     "sep": ("[SEP]", "<sep>", "</s>"),
     "mask": ("[MASK]", "<mask>"),
     "unk": ("[UNK]", "<unk>"),
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
 }
 # Where a tokenizer may lie in a directory, the first one there is.
 FILES = ("tokenizer.json", "vocab.txt", *tokenizer_files.NAMES)
@@ -47,6 +49,8 @@ class Vocabulary:
     sep: int | None
     mask: int | None
     unk: int | None
+    bos: int | None
+    eos: int | None
     continues: np.ndarray
     special: tuple[int, ...]
     fingerprint: str
@@ -78,6 +82,8 @@ class Vocabulary:
             "cls_id": self.cls,
             "sep_id": self.sep,
             "mask_id": self.mask,
+            "bos_id": self.bos,
+            "eos_id": self.eos,
             "special_ids": self.special,
             "continue_ids": tuple(np.flatnonzero(self.continues).tolist()),
             "tokenizer_fingerprint": self.fingerprint,

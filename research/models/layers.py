@@ -20,6 +20,8 @@ from research.models import grafts
 Dtype = Literal["auto", "float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Norm = Literal["layer", "rms"]
+# factor, low and high frequency factor, positions of the original training.
+RopeScaling = tuple[float, float, float, int]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # By erf, as PyTorch does: jax.nn.gelu's erfc is exact far out, and twice as slow on a CPU.
@@ -195,10 +197,26 @@ class Pooler(Dense):
         return y if self.make_norm is None else self.make_norm("norm")(y)
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float | jax.Array) -> jax.Array:
+def slowed(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Llama 3.1's rotary frequencies for texts longer than it was trained on (Llama Team, 2024).
+
+    Waves longer than `original / low` are slowed by `factor`, those shorter than `original / high`
+    are left alone, and those between are interpolated.
+    """
+    factor, low, high, original = scaling
+    turns = original * frequencies / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / factor)
+
+
+def rotate(
+    x: jax.Array, positions: jax.Array, theta: float | jax.Array, scaling: RopeScaling | None = None
+) -> jax.Array:
     """Rotary positions (Su et al., 2021), halves paired as in Llama: [B, T, H, K] -> same."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is not None:
+        frequencies = slowed(frequencies, scaling)
     angles = positions.astype(jnp.float32)[..., None, None] * over_last(frequencies, x)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -249,8 +267,8 @@ def attend(
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al., 2017) with grouped key and value heads.
 
-    query [B, T, H, K]; key, value [B, T, G, K], H a multiple of G; mask bool [B, T, T].
-    Softmax in float32. `noise` [B, T] drops probabilities at `rate`; `positions` [B, T] names the
+    query [B, T, H, K]; key, value [B, S, G, K], H a multiple of G; mask bool [B, T, S].
+    Softmax in float32. `noise` [B, T] drops probabilities at `rate`; `positions` [B, S] names the
     keys, so that a pair of tokens meets the same mask in any layout. Returns [B, T, H, K].
     """
     rows, tokens, heads, width = query.shape

@@ -79,7 +79,8 @@ class Classify(Pooled):
     `label_smoothing` in [0, 1). `label_weights`: one loss weight a label, in their order, 1 where
     empty; "balanced" makes those of `losses.balanced_weights` of `label_counts`, the rows of each
     label in train. Of two labels the second is told where its probability reaches `threshold`,
-    0.5 where None; `tune_for` is what a tuned threshold is best for.
+    0.5 where None; `tune_for` is what a tuned threshold is best for. The heads of transformers'
+    decoders are without `head_bias`.
     """
 
     labels: tuple[str, ...] = ()
@@ -88,6 +89,7 @@ class Classify(Pooled):
     label_counts: tuple[int, ...] = ()
     threshold: float | None = None
     tune_for: thresholds.Aim = "f1"
+    head_bias: bool = True
 
     def check(self) -> None:
         super().check()
@@ -97,7 +99,9 @@ class Classify(Pooled):
             raise ConfigError(f"task.threshold is for two labels, but there are {len(self.labels)}")
 
     def make_head(self) -> nn.Module:
-        return Dense(len(self.labels), dtype="float32", kernel_init=layers.small_normal)
+        return Dense(
+            len(self.labels), self.head_bias, dtype="float32", kernel_init=layers.small_normal
+        )
 
     def values(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """The loss of every example: float32 [B, M, C], int32 [B, M] -> float32 [B, M]."""

@@ -10,7 +10,18 @@ from typing import Any
 
 from research.data import tokenizer_files, vocabulary
 from research.errors import ConfigError
-from research.models.pretrained import albert, bert, distilbert, electra, modernbert, roberta
+from research.models.pretrained import (
+    albert,
+    bert,
+    distilbert,
+    electra,
+    gpt2,
+    llama,
+    mistral,
+    modernbert,
+    qwen,
+    roberta,
+)
 from research.models.pretrained.family import Family, Settings
 from research.models.transformer import Transformer
 
@@ -22,10 +33,16 @@ FAMILIES = (
     electra.FAMILY,
     albert.FAMILY,
     modernbert.FAMILY,
+    gpt2.FAMILY,
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
 )
 # What is fetched of a repository: never code, never pickles.
 PATTERNS = (
     "config.json",
+    "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from research.data.vocabulary import load_tokenizer
+from research.data.vocabulary import Vocabulary, load_tokenizer
 from research.errors import ConfigError, StorageError
 from research.models.pretrained.directory import FAMILIES, read_json
 from research.models.pretrained.family import Architecture, Family, Source, matching
@@ -54,6 +54,11 @@ def save(
         "model_type": family.name,
         "dtype": "float32",
         "pad_token_id": padding,
+        **{
+            f"{role}_id": words.token_to_id(settings.get(role, ""))
+            for role in ("bos_token", "eos_token")
+            if role in family.special_tokens
+        },
         **family.to_config(task.backbone.spec),
         **({"problem_type": architecture.problem} if architecture.problem else {}),
         **facts,
@@ -164,7 +169,8 @@ def joined(name: str, parts: Mapping[Source, np.ndarray]) -> np.ndarray:
 def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer without truncation and padding of its own, and tokenizer_config.json.
 
-    Names of special tokens are those beside the tokenizer, or else the family's. Raises ConfigError
+    Names of special tokens are those beside the tokenizer, or else the family's, and of beginnings
+    and ends those that the tokenizer has. Raises ConfigError
     for more tokens than the trunk has vectors.
     """
     tokenizer = load_tokenizer(source)
@@ -183,6 +189,10 @@ def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, di
         content = token["content"] if isinstance(token, dict) else token
         if tokenizer.token_to_id(content) is not None:
             special[role] = content
+    vocabulary = Vocabulary.of(tokenizer)
+    for role, number in (("bos_token", vocabulary.bos), ("eos_token", vocabulary.eos)):
+        if role in family.special_tokens and role not in special and number is not None:
+            special[role] = tokenizer.id_to_token(number)
     # Without these names transformers leaves out the types, and pairs of texts run together.
     types = ["token_type_ids"] if spec.token_types else []
     settings: dict[str, Any] = {

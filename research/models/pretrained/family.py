@@ -49,6 +49,10 @@ class Settings:
             raise ConfigError(f"{self.path}: {key} is {value!r}, expected an object")
         return Settings(path=self.path, values=value)
 
+    def optional(self, key: str, default: int | None = None) -> int | None:
+        """A positive integer, or None where the key is null, or absent without a default."""
+        return None if self.values.get(key, default) is None else self.integer(key, default)
+
     def number(self, key: str, default: float) -> float:
         """A number that is not negative."""
         value = self.values.get(key, default)
@@ -184,11 +188,23 @@ class Family:
             back = self.to_spec(config)
         except ConfigError as error:
             return [str(error)]
+        wanted, given = settled(spec), settled(back)
         return [
             f"{item.name}={getattr(spec, item.name)!r}"
             for item in dataclasses.fields(Spec)
-            if item.name not in EXECUTION and getattr(spec, item.name) != getattr(back, item.name)
+            if item.name not in EXECUTION
+            and getattr(wanted, item.name) != getattr(given, item.name)
         ]
+
+
+def settled(spec: Spec) -> Spec:
+    """The same with the fields filled that follow from others where they are None."""
+    return dataclasses.replace(
+        spec,
+        kv_heads=spec.kv_heads or spec.heads,
+        head_width=spec.head_width or spec.width // spec.heads,
+        qkv_bias=spec.bias if spec.qkv_bias is None else spec.qkv_bias,
+    )
 
 
 def matching(rules: Iterable[Rule], path: str, shape: tuple[int, ...]) -> list[Source]:
@@ -213,9 +229,11 @@ def source_of(rule: Rule, path: str, shape: tuple[int, ...]) -> Source | None:
     return Source((rule.theirs.replace("{i}", block),), rule.transposed, part=rule.part)
 
 
-def dense(ours: str, theirs: str, *, part: tuple[int, int] = (0, 1)) -> tuple[Rule, ...]:
+def dense(
+    ours: str, theirs: str, *, transposed: bool = True, part: tuple[int, int] = (0, 1)
+) -> tuple[Rule, ...]:
     """A dense layer: kernel and bias, where there is one."""
-    kernel = Rule(f"{ours}/kernel", f"{theirs}.weight", transposed=True, part=part)
+    kernel = Rule(f"{ours}/kernel", f"{theirs}.weight", transposed, part)
     return kernel, Rule(f"{ours}/bias", f"{theirs}.bias", part=part)
 
 
