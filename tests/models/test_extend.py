@@ -32,7 +32,7 @@ def directory(tmp_path: Path) -> Path:
     """The tiny BERT with a tokenizer of letters."""
     path = write(tmp_path / "letters")
     letters = "abcdefghinost"
-    train_wordpiece([" ".join(letters), letters], 60, path)
+    train_wordpiece([" ".join(letters), letters * 2], 60, path)
     return path
 
 
