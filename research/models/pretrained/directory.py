@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import ConfigError
-from research.models.pretrained import bert
+from research.models.pretrained import bert, xlnet
 from research.models.pretrained.family import Family, Settings
-from research.models.transformer import Transformer
 
-FAMILIES = (bert.FAMILY,)
+FAMILIES = (bert.FAMILY, xlnet.FAMILY)
 # What is fetched of a repository: never code, never pickles.
 PATTERNS = (
     "config.json",
@@ -25,6 +24,7 @@ PATTERNS = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
 )
 
 
@@ -90,7 +90,7 @@ def family_of(directory: Path) -> tuple[Family, Settings]:
     return config.choice("model_type", {family.name: family for family in FAMILIES}, None), config
 
 
-def trunk(directory: Path) -> Transformer:
+def trunk(directory: Path) -> Any:
     """The trunk that the config.json describes, without weights.
 
     Raises ConfigError for what it cannot compute, naming key and choices, and for a tokenizer with
@@ -104,7 +104,7 @@ def trunk(directory: Path) -> Transformer:
             f"{directory}: the tokenizer makes ids up to {tokens - 1}, but config.json says "
             f"vocab_size {spec.vocab_size}"
         )
-    return Transformer(spec)
+    return family.build(spec)
 
 
 def labels(directory: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from research.data.vocabulary import load_tokenizer
 from research.errors import ConfigError, StorageError
 from research.models.pretrained.directory import FAMILIES, read_json
 from research.models.pretrained.family import Architecture, Family, matching
-from research.models.transformer import Spec
+from research.models.pretrained.weights import OUTSIDE_TRUNK
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 SIGNATURE = {"format": "pt", "exported_by": "graft"}
@@ -39,7 +40,7 @@ def save(
     refuse_foreign(directory)
     family = family_for(task.backbone.spec)
     architecture = family.architecture(task)
-    tensors, dropped = to_tensors(family, architecture, params)
+    tensors, dropped = to_tensors(family, architecture, params, task.backbone.spec)
     words, settings = to_tokenizer(family, task.backbone.spec, str(tokenizer))
     config = {
         "architectures": [architecture.name],
@@ -87,12 +88,13 @@ def refuse_foreign(directory: Path) -> None:
         raise ConfigError(f"{directory}: is not empty and not an export, so it is left alone")
 
 
-def family_for(spec: Spec) -> Family:
+def family_for(spec: Any) -> Family:
     """The first family that can express a trunk. Raises ConfigError saying what each cannot."""
-    if not isinstance(spec, Spec):
+    families = [family for family in FAMILIES if family.spec is type(spec)]
+    if not families:
         raise ConfigError(f"export: no Hugging Face class computes a {type(spec).__name__} trunk")
     reasons = []
-    for family in FAMILIES:
+    for family in families:
         differences = family.differences(spec)
         if not differences:
             return family
@@ -101,7 +103,7 @@ def family_for(spec: Spec) -> Family:
 
 
 def to_tensors(
-    family: Family, architecture: Architecture, params: Mapping[str, Any]
+    family: Family, architecture: Architecture, params: Mapping[str, Any], spec: Any
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Tensors by name, and the parameters that have none.
 
@@ -113,7 +115,7 @@ def to_tensors(
     for path, leaf in flatten_dict(params, sep="/").items():
         found = matching((*family.rules, *architecture.rules), path, leaf.shape)
         if not found:
-            if path.startswith("backbone/"):
+            if not re.search(OUTSIDE_TRUNK, path):
                 raise ConfigError(f"export: {architecture.name} has no place for parameter {path}")
             dropped.append(path)
             continue
@@ -121,11 +123,14 @@ def to_tensors(
         for source in found:
             for name, piece in zip(source.names, value if source.stacked else [value]):
                 bare = name if architecture.prefixed else name.removeprefix(family.prefix)
-                tensors[bare] = np.ascontiguousarray(piece.T if source.transposed else piece)
+                theirs = piece.T if source.transposed else piece
+                if source.heads:
+                    theirs = theirs.reshape(len(theirs), spec.heads, -1)
+                tensors[bare] = np.ascontiguousarray(theirs)
     return tensors, tuple(dropped)
 
 
-def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, dict[str, Any]]:
+def to_tokenizer(family: Family, spec: Any, source: str) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer without truncation and padding of its own, and tokenizer_config.json.
 
     Names of special tokens are those beside the tokenizer, or else the family's. Raises ConfigError
@@ -152,9 +157,10 @@ def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, di
     settings: dict[str, Any] = {
         # Reads tokenizer.json as it is; BERT's own class would build another from the vocabulary.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": spec.max_positions,
         "model_input_names": ["input_ids", *types, "attention_mask"],
+        **({"model_max_length": spec.max_positions} if spec.max_positions else {}),
         **special,
+        **family.tokenizer,
     }
     normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
     if "lowercase" in normalizer:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+
 from research.errors import ConfigError
-from research.models.transformer import Spec
+from research.models.transformer import Spec, Transformer
 
 # How a stack under `scan` and an unrolled one name the same block.
 SCANNED, UNROLLED = "backbone/blocks/", "backbone/block_{i}/"
@@ -56,13 +58,15 @@ class Settings:
 class Rule:
     """One parameter path and the tensor of the same numbers; `{i}` is the block in both.
 
-    A `transposed` matrix is [in, out] with us and [out, in] with them. Where several rules name one
-    parameter, it is read from the first tensor that is there, and written to all.
+    A `transposed` matrix is [in, out] with us and [out, in] with them. Of `heads` the last two axes
+    are one with us, [D, H K], and [D, H, K] with them, before it is transposed. Where several rules
+    name one parameter, it is read from the first tensor that is there, and written to all.
     """
 
     ours: str
     theirs: str
     transposed: bool = False
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Source:
     names: tuple[str, ...]
     transposed: bool
     stacked: bool
+    heads: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +97,29 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A table: how one `model_type` of Hugging Face maps to a Spec and to our parameters.
+    """A table: how one `model_type` of Hugging Face maps to a trunk of ours and to its parameters.
 
-    `rules` are those of the trunk. `renames`: older names, regex to today's. `buffers`: regexes of
-    tensors that hold nothing learned; `tied`: of copies of the embedding where the two are tied.
-    `tasks`: by name of a task's class; a task without one is exported as `trunk`.
+    `spec` is the type that `to_spec` gives, and `build` makes the trunk of it. `rules` are those of
+    the trunk. `renames`: older names, regex to today's. `buffers`: regexes of tensors that hold
+    nothing learned; `tied`: of copies of the embedding where the two are tied. `tasks`: by name of
+    a task's class; a task without one is exported as `trunk`. `tokenizer`: what an exported
+    tokenizer_config.json says besides.
     """
 
     name: str
     prefix: str
     rules: tuple[Rule, ...]
-    to_spec: Callable[[Settings], Spec]
-    to_config: Callable[[Spec], dict[str, Any]]
+    to_spec: Callable[[Settings], Any]
+    to_config: Callable[[Any], dict[str, Any]]
     trunk: Architecture
+    spec: type = Spec
+    build: Callable[[Any], nn.Module] = Transformer
     tasks: Mapping[str, Architecture] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
     def architecture(self, task: Any) -> Architecture:
         """The class that a task, or the nearest of its base classes, is exported as."""
@@ -143,7 +153,7 @@ class Family:
             current[today] = name
         return current, repeated
 
-    def differences(self, spec: Spec) -> list[str]:
+    def differences(self, spec: Any) -> list[str]:
         """Fields of `spec` that this family has no way to express: ["positions='rotary'", ...]."""
         config = Settings(path=Path("config.json"), values=self.to_config(spec))
         try:
@@ -152,7 +162,7 @@ class Family:
             return [str(error)]
         return [
             f"{item.name}={getattr(spec, item.name)!r}"
-            for item in dataclasses.fields(Spec)
+            for item in dataclasses.fields(spec)
             if item.name not in EXECUTION and getattr(spec, item.name) != getattr(back, item.name)
         ]
 
@@ -169,12 +179,13 @@ def source_of(rule: Rule, path: str, shape: tuple[int, ...]) -> Source | None:
         if path.replace(SCANNED, UNROLLED, 1) != rule.ours:
             return None
         names = tuple(rule.theirs.replace("{i}", str(i)) for i in range(shape[0]))
-        return Source(names, rule.transposed, stacked=True)
+        return Source(names, rule.transposed, stacked=True, heads=rule.heads)
     match = re.fullmatch(re.escape(rule.ours).replace(r"\{i\}", r"(\d+)"), path)
     if match is None:
         return None
     block = match[1] if match.groups() else ""
-    return Source((rule.theirs.replace("{i}", block),), rule.transposed, stacked=False)
+    names = (rule.theirs.replace("{i}", block),)
+    return Source(names, rule.transposed, stacked=False, heads=rule.heads)
 
 
 def dense(ours: str, theirs: str, *, bias: bool = True) -> tuple[Rule, ...]:

@@ -95,16 +95,24 @@ class Tensors:
             )
         return tuple(piece.get_shape())
 
-    def read(self, name: str, index: Index, *, transposed: bool) -> np.ndarray:
-        """A piece of a tensor; `index` counts in the transposed one where that is asked for."""
+    def read(self, name: str, index: Index, source: Source) -> np.ndarray:
+        """A piece of a tensor; `index` counts in what the source makes of it."""
         piece = self.files[name].get_slice(name)
-        return piece[index[::-1]].T if transposed else piece[index]
+        if source.transposed:
+            index = index[::-1]
+        if source.heads:
+            rows, columns = index
+            found = piece[rows]
+            found = found.reshape(len(found), -1)[:, columns]
+        else:
+            found = piece[index]
+        return found.T if source.transposed else found
 
     def read_source(self, source: Source, index: Index, dtype: np.dtype) -> np.ndarray:
         """A piece of a parameter, C-contiguous."""
         if not source.stacked:
-            piece = self.read(source.names[0], index, transposed=source.transposed)
+            piece = self.read(source.names[0], index, source)
             return np.ascontiguousarray(piece, dtype=dtype)
         names = source.names[index[0]]
-        layers = [self.read(name, index[1:], transposed=source.transposed) for name in names]
+        layers = [self.read(name, index[1:], source) for name in names]
         return np.stack(layers).astype(dtype)

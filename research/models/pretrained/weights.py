@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,14 +120,15 @@ def load_one(
     expected = leaf.shape[1:] if source.stacked else leaf.shape
     for name in found:
         shape = tensors.shape(name)
-        if (shape[::-1] if source.transposed else shape) != expected:
-            ours = tuple(expected[::-1] if source.transposed else expected)
+        ours = (shape[0], math.prod(shape[1:])) if source.heads and len(shape) == 3 else shape
+        if (ours[::-1] if source.transposed else ours) != expected:
+            wanted = tuple(expected[::-1] if source.transposed else expected)
             hint = "; is config.json's vocab_size right?" if path == "backbone/embed/table" else ""
             raise ConfigError(
                 f"{tensors.directory}: tensor {name} is {shape}, but parameter {path} needs "
-                f"{ours}{hint}"
+                f"{wanted}{hint}"
             )
-    here = Source(found, source.transposed, source.stacked)
+    here = dataclasses.replace(source, names=found)
     return place(leaf, lambda index: tensors.read_source(here, index, leaf.dtype)), found
 
 
