@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -131,8 +132,9 @@ def test_each_trunk_is_exported_by_its_own_family(tiny, tmp_path):
     with pytest.raises(ConfigError, match="<cls> is the last token of a text for XLNet"):
         load(tiny, task.clone(pool="first"))
     rotary = Classify(backbone=Transformer(Spec(vocab_size=40, positions="rotary")), pool="last")
-    with pytest.raises(ConfigError, match="bert has no positions='rotary'$"):
+    with pytest.raises(ConfigError, match="bert has no ") as told:
         pretrained.save(tmp_path / "out", rotary, params, words)
+    assert "xlnet" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -160,10 +162,9 @@ def test_heads_of_another_size_are_refused(tmp_path):
         load(directory, classifier(directory))
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_packed_equals_padded_with_dropout(scan):
+def test_packed_equals_padded_with_dropout():
     """Both streams and the gradient of either, whatever shares the row."""
-    trunk = XLNet(XLNetSpec(**{**SPEC.__dict__, "scan": scan}))
+    trunk = XLNet(dataclasses.replace(SPEC, scan=True))
     params = random_params(trunk)
 
     def run(params, batch):
@@ -208,14 +209,16 @@ def test_streams_see_what_comes_before_and_only_content_sees_itself():
     targets = jnp.arange(T, dtype=jnp.int32)[None]
 
     # Each word here is another row of the table: its gradient tells who reads the token.
-    def vectors(table):
+    @jax.jit
+    @jax.jacrev
+    def gradient(table):
         told = params | {"embed": {"table": table}}
         streams = trunk.apply(
             {"params": told}, row, visible=visible, targets=targets, method="streams"
         )
         return jnp.stack([streams.content[0], streams.query[0]])
 
-    grads = jax.jacrev(vectors)(params["embed"]["table"])[:, :, :, 5:11]  # [2, T, D, T, D]
+    grads = gradient(params["embed"]["table"])[:, :, :, 5:11]  # [2, T, D, T, D]
     reads = np.abs(np.asarray(grads)).max(axis=(2, 4))
     before = np.asarray(order)[None, :] < np.asarray(order)[:, None]
     np.testing.assert_array_equal(reads[0] > 0, before | np.eye(T, dtype=bool))

@@ -1,11 +1,11 @@
-"""Writes tests/models/reference/tiny_xlnet.safetensors: what transformers computes, for any machine.
+"""Writes tests/models/reference/tiny_xlnet.safetensors: what transformers computes.
 
     python tests/parity/make_xlnet_reference.py        (needs torch and transformers)
 
 The weights of an XLNetForSequenceClassification and of the head of an XLNetLMHeadModel, two blocks
-16 wide, drawn with a fixed seed and spread out so that no bias is zero. `text`: two texts, padded on
-the left, with the hidden states and logits of the classifier. `block0`, `block1`: two rows of two
-blocks of text, with a random perm_mask and target_mapping; for each the hidden states of both
+16 wide, drawn with a fixed seed and spread out so that no bias is zero. `text`: two texts, padded
+on the left, with the hidden states and logits of the classifier. `block0`, `block1`: two rows of
+two blocks of text, with a random perm_mask and target_mapping; for each the hidden states of both
 streams and the scores of words, the second block with the mems of the first.
 """
 
