@@ -8,8 +8,9 @@
 Device: two CPU cores, a few minutes. One GPU: the same with --batch-size 1024 --steps 20000. A pod:
 on every host --mesh.fsdp 8 --batch-size 8192 --data.max-length 512 --task.backbone.spec.width 768
 --task.backbone.spec.depth 12 --task.backbone.spec.heads 12 --task.backbone.spec.hidden 3072
---task.backbone.spec.scan True --task.backbone.spec.remat True. `--init-from RUN` of a fine-tuning
-with --task.pool last starts from it.
+--task.backbone.spec.scan True --task.backbone.spec.remat True. Expect the training loss to fall
+from 9.0 to 7.3 in the first 20 steps. A classifier starts from it by --init-from
+runs/pretrain_plm --task.pool last.
 """
 
 from research.config import Config

@@ -17,13 +17,13 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import BertProcessing
 
-from research.data import cache
+from research.data import cache, sentencepiece
 from research.errors import ConfigError
 
 NAMES = {
     "pad": ("[PAD]", "<pad>"),
-    "cls": ("[CLS]", "<s>", "<cls>"),
-    "sep": ("[SEP]", "</s>", "<sep>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
     "mask": ("[MASK]", "<mask>"),
     "unk": ("[UNK]", "<unk>"),
 }
@@ -103,7 +103,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer of a directory, of a tokenizer.json or vocab.txt, or of a Hugging Face id.
+    """The tokenizer of a directory, of a tokenizer.json, vocab.txt or XLNet's spiece.model, or of a
+    Hugging Face id.
 
     "stdlib:4000" is a WordPiece of 4,000 tokens trained on the standard library's documentation,
     once for each version of Python. Truncation and padding that the file asks for are switched off.
@@ -111,10 +112,11 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """
     path = stdlib_wordpiece(spec) if spec.startswith("stdlib:") else Path(spec).expanduser()
     if path.is_dir():
-        files = [path / name for name in ("tokenizer.json", "vocab.txt")]
+        files = [path / name for name in ("tokenizer.json", "vocab.txt", "spiece.model")]
         path = next((file for file in files if file.is_file()), path)
     if path.is_file():
-        tokenizer = load_vocabulary(path) if path.suffix == ".txt" else load_json(path)
+        readers = {".txt": load_vocabulary, ".model": sentencepiece.load_xlnet}
+        tokenizer = readers.get(path.suffix, load_json)(path)
     elif path.is_dir() or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", spec):
         tokenizer = load_from_hub(spec)
     else:
@@ -274,7 +276,7 @@ def write(file: Path, text: str) -> None:
 
 def tokenizer_of(spec: str) -> tuple[Tokenizer, Vocabulary]:
     """A tokenizer and its facts, loaded once a process while its files are unchanged."""
-    names = ("", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    names = ("", "tokenizer.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
     paths = [Path(spec).expanduser() / name for name in names]
     stats = [path.stat() if path.exists() else None for path in paths]
     return loaded_tokenizer(spec, tuple(s and (s.st_size, s.st_mtime_ns) for s in stats))
