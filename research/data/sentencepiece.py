@@ -30,7 +30,7 @@ def load_xlnet(path: Path) -> Tokenizer:
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=False))
     except Exception as error:  # a damaged file may fail anywhere, in tokenizers too
         raise ConfigError(f"{path}: {ONLY} ({str(error)[:100]})") from None
-    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if characters:
         steps.append(normalizers.Precompiled(characters))
