@@ -28,12 +28,12 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # What strategies add is small.
     (r"/(lora_|ia3_|prefix_|prompt$|\w+_adapter/)", ()),
     (r"(embed|embed_positions|embed_types|unembed)/table$", ("tensor", "fsdp")),
-    (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),
+    (r"attention/(query|key|value|relative)/kernel$", ("fsdp", "tensor")),
     (r"mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
     (r"(attention/out|mlp/down)/kernel$", ("tensor", "fsdp")),
     (r"(attention/(query|key|value)|mlp/(up|gate))/bias$", ("tensor",)),
     (r"backbone/(pooler|embed_project|hidden)/kernel$", ("fsdp", "tensor")),
-    (r"(bias|scale)$", ()),
+    (r"(bias|scale)$|backbone/unknown$|attention/kinds$", ()),
     # A recurrent trunk meets its kernels once a token: gathering them each time would cost more.
     (r"block_\d+/(input/|hidden_)kernel$|characters/(letters/table|filters/kernel)$", ()),
     # What a task adds to its trunk is small: only its input side is sharded.

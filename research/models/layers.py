@@ -255,6 +255,24 @@ def choose(condition: Any, a: Any, b: Any) -> Any:
     return jnp.where(condition, a, b)
 
 
+def drop_pairs(
+    probabilities: jax.Array, rate: float, noise: jax.Array | None, positions: jax.Array
+) -> jax.Array:
+    """Dropout of attention, [B, G, H / G, T, S], by the queries' `noise` [B, T] and the keys'
+    `positions` [B, S]: a pair of tokens meets the same mask in any layout. None drops nothing."""
+    if noise is None or rate == 0.0:
+        return probabilities
+    # An element is told apart by query (noise), head and the key's position in its example.
+    groups, each = probabilities.shape[1:3]
+    head = jnp.arange(groups * each, dtype=jnp.uint32).reshape(groups, each)
+    query_head = mix(noise[:, None, None, :] + head[None, ..., None] * jnp.uint32(0x85EBCA77))
+    pair = query_head[..., None] + positions[:, None, None, None, :].astype(
+        jnp.uint32
+    ) * jnp.uint32(0x9E3779B9)
+    keep = scramble(pair) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, probabilities * (1.0 / (1.0 - rate)), 0.0)
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -277,15 +295,7 @@ def attend(
     scores = jnp.einsum("btghk,bsgk->bghts", query, key, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores * width**-0.5, jnp.float32(-1e30))
     probabilities = jax.nn.softmax(scores, axis=-1)
-    if noise is not None and rate > 0.0:
-        # An element is told apart by query (noise), head and the key's position in its example.
-        head = jnp.arange(heads, dtype=jnp.uint32).reshape(groups, heads // groups)
-        query_head = mix(noise[:, None, None, :] + head[None, ..., None] * jnp.uint32(0x85EBCA77))
-        pair = query_head[..., None] + positions[:, None, None, None, :].astype(
-            jnp.uint32
-        ) * jnp.uint32(0x9E3779B9)
-        keep = scramble(pair) >= jnp.uint32(round(rate * 2**32))
-        probabilities = jnp.where(keep, probabilities * (1.0 / (1.0 - rate)), 0.0)
+    probabilities = drop_pairs(probabilities, rate, noise, positions)
     out = jnp.einsum(
         "bghts,bsgk->btghk",
         probabilities.astype(value.dtype),

@@ -47,6 +47,11 @@ class Pooled(nn.Module):
                 "task.pool is 'first', but a causal trunk's first token sees nothing of the text "
                 "after it; use last or mean"
             )
+        if self.pool == "first" and getattr(spec, "reads_last", False):
+            raise ConfigError(
+                f"task.pool is 'first', but <cls> is the last token of a text for "
+                f"{type(self.backbone).__name__}; use last or mean"
+            )
 
     def make_head(self) -> nn.Module:
         """The layer from [B, M, D] to what `logits` gives."""

@@ -21,9 +21,9 @@ from research.models.pretrained import (
     modernbert,
     qwen,
     roberta,
+    xlnet,
 )
 from research.models.pretrained.family import Family, Settings
-from research.models.transformer import Transformer
 
 FAMILIES = (
     bert.FAMILY,
@@ -33,6 +33,7 @@ FAMILIES = (
     electra.FAMILY,
     albert.FAMILY,
     modernbert.FAMILY,
+    xlnet.FAMILY,
     gpt2.FAMILY,
     llama.FAMILY,
     mistral.FAMILY,
@@ -118,7 +119,7 @@ def family_of(directory: Path) -> tuple[Family, Settings]:
     return config.choice("model_type", {family.name: family for family in FAMILIES}, None), config
 
 
-def trunk(directory: Path) -> Transformer:
+def trunk(directory: Path) -> Any:
     """The trunk that the config.json describes, without weights.
 
     Raises ConfigError for what it cannot compute, naming key and choices, and for a tokenizer with
@@ -132,7 +133,7 @@ def trunk(directory: Path) -> Transformer:
             f"{directory}: the tokenizer makes ids up to {tokens - 1}, but config.json says "
             f"vocab_size {spec.vocab_size}"
         )
-    return Transformer(spec)
+    return family.build(spec)
 
 
 def labels(directory: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from research.data.vocabulary import Vocabulary, load_tokenizer
 from research.errors import ConfigError, StorageError
 from research.models.pretrained.directory import FAMILIES, read_json
 from research.models.pretrained.family import Architecture, Family, Source, matching
-from research.models.transformer import Spec
+from research.models.pretrained.weights import OUTSIDE_TRUNK
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 SIGNATURE = {"format": "pt", "exported_by": "graft"}
@@ -40,10 +41,10 @@ def save(
     family = family_for(task.backbone.spec)
     architecture = family.architecture(task)
     facts = architecture.facts(task)
-    tensors, dropped = to_tensors(family, architecture, params)
+    tensors, dropped = to_tensors(family, architecture, params, task.backbone.spec)
     words, settings = to_tokenizer(family, task.backbone.spec, str(tokenizer))
     padding = words.token_to_id(settings.get("pad_token", ""))
-    offset = task.backbone.spec.position_offset
+    offset = getattr(task.backbone.spec, "position_offset", 0)
     if offset and padding != offset - 1:
         raise ConfigError(
             f"export: positions of {architecture.name} begin after the id of the padding, so that "
@@ -111,12 +112,13 @@ def refuse_foreign(directory: Path) -> None:
         raise ConfigError(f"{directory}: is not empty and not an export, so it is left alone")
 
 
-def family_for(spec: Spec) -> Family:
+def family_for(spec: Any) -> Family:
     """The first family that can express a trunk. Raises ConfigError saying what each cannot."""
-    if not isinstance(spec, Spec):
+    families = [family for family in FAMILIES if family.spec is type(spec)]
+    if not families:
         raise ConfigError(f"export: no Hugging Face class computes a {type(spec).__name__} trunk")
     reasons = []
-    for family in FAMILIES:
+    for family in families:
         differences = family.differences(spec)
         if not differences:
             return family
@@ -125,7 +127,7 @@ def family_for(spec: Spec) -> Family:
 
 
 def to_tensors(
-    family: Family, architecture: Architecture, params: Mapping[str, Any]
+    family: Family, architecture: Architecture, params: Mapping[str, Any], spec: Any
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Tensors by name, and the parameters that have none.
 
@@ -140,7 +142,7 @@ def to_tensors(
             family.rules, path, leaf.shape
         )
         if not found:
-            if path.startswith("backbone/"):
+            if not re.search(OUTSIDE_TRUNK, path):
                 raise ConfigError(f"export: {architecture.name} has no place for parameter {path}")
             dropped.append(path)
             continue
@@ -150,10 +152,10 @@ def to_tensors(
                 if name is not None:
                     bare = name if architecture.prefixed else name.removeprefix(family.prefix)
                     parts.setdefault(bare, {})[source] = piece
-    return {name: joined(name, held) for name, held in parts.items()}, tuple(dropped)
+    return {name: joined(name, held, spec) for name, held in parts.items()}, tuple(dropped)
 
 
-def joined(name: str, parts: Mapping[Source, np.ndarray]) -> np.ndarray:
+def joined(name: str, parts: Mapping[Source, np.ndarray], spec: Any) -> np.ndarray:
     """One tensor of the parameters that it holds side by side, C-contiguous."""
     order = sorted(parts, key=lambda source: source.part)
     count = order[0].part[1]
@@ -163,10 +165,13 @@ def joined(name: str, parts: Mapping[Source, np.ndarray]) -> np.ndarray:
         )
     whole = [parts[source] for source in order]
     ours = whole[0] if count == 1 else np.concatenate(whole, axis=-1)
-    return np.ascontiguousarray(ours.T if order[0].transposed else ours)
+    theirs = ours.T if order[0].transposed else ours
+    if order[0].heads:
+        theirs = theirs.reshape(len(theirs), spec.heads, -1)
+    return np.ascontiguousarray(theirs)
 
 
-def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, dict[str, Any]]:
+def to_tokenizer(family: Family, spec: Any, source: str) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer without truncation and padding of its own, and tokenizer_config.json.
 
     Names of special tokens are those beside the tokenizer, or else the family's, and of beginnings
@@ -198,9 +203,10 @@ def to_tokenizer(family: Family, spec: Spec, source: str) -> tuple[Tokenizer, di
     settings: dict[str, Any] = {
         # Reads tokenizer.json as it is; BERT's own class would build another from the vocabulary.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": spec.max_positions,
         "model_input_names": ["input_ids", *types, "attention_mask"],
+        **({"model_max_length": spec.max_positions} if spec.max_positions else {}),
         **special,
+        **family.tokenizer,
     }
     normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
     if "lowercase" in normalizer:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+
 from research.errors import ConfigError
-from research.models.transformer import Spec
+from research.models.transformer import Spec, Transformer
 
 # How a stack under `scan` and an unrolled one name the same block.
 SCANNED, UNROLLED = "backbone/blocks/", "backbone/block_{i}/"
@@ -76,7 +78,8 @@ class Rule:
 
     A `transposed` matrix is [in, out] with us and [out, in] with them. Of a tensor that holds
     several parameters side by side along our last axis, this one is `part` (which, of how many).
-    Blocks below `first` have no such tensor: theirs, under `scan`, are ones that nothing reads.
+    Of `heads` the last two axes are one with us, [D, H K], and [D, H, K] with them, before it is
+    transposed. Blocks below `first` have no such tensor: theirs, under `scan`, are ones that nothing reads.
     Where several rules name one parameter, it is read from the first tensor that is there, and
     written to all.
     """
@@ -86,6 +89,7 @@ class Rule:
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
     first: int = 0
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Source:
     transposed: bool = False
     stacked: bool = False
     part: tuple[int, int] = (0, 1)
+    heads: bool = False
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -130,24 +135,29 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A table: how one `model_type` of Hugging Face maps to a Spec and to our parameters.
+    """A table: how one `model_type` of Hugging Face maps to a trunk of ours and to its parameters.
 
-    `rules` are those of the trunk. `renames`: older names, regex to today's. `buffers`: regexes of
-    tensors that hold nothing learned; `tied`: of copies of the embedding where the two are tied.
-    `tasks`: by name of a task's class; a task without one is exported as `trunk`.
+    `spec` is the type that `to_spec` gives, and `build` makes the trunk of it. `rules` are those of
+    the trunk. `renames`: older names, regex to today's. `buffers`: regexes of tensors that hold
+    nothing learned; `tied`: of copies of the embedding where the two are tied. `tasks`: by name of
+    a task's class; a task without one is exported as `trunk`. `tokenizer`: what an exported
+    tokenizer_config.json says besides.
     """
 
     name: str
     prefix: str
     rules: tuple[Rule, ...]
-    to_spec: Callable[[Settings], Spec]
-    to_config: Callable[[Spec], dict[str, Any]]
+    to_spec: Callable[[Settings], Any]
+    to_config: Callable[[Any], dict[str, Any]]
     trunk: Architecture
+    spec: type = Spec
+    build: Callable[[Any], nn.Module] = Transformer
     tasks: Mapping[str, Architecture] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
     def architecture(self, task: Any) -> Architecture:
         """The class that a task, or the nearest of its base classes, is exported as."""
@@ -181,7 +191,7 @@ class Family:
             current[today] = name
         return current, repeated
 
-    def differences(self, spec: Spec) -> list[str]:
+    def differences(self, spec: Any) -> list[str]:
         """Fields of `spec` that this family has no way to express: ["positions='rotary'", ...]."""
         config = Settings(path=Path("config.json"), values=self.to_config(spec))
         try:
@@ -191,14 +201,16 @@ class Family:
         wanted, given = settled(spec), settled(back)
         return [
             f"{item.name}={getattr(spec, item.name)!r}"
-            for item in dataclasses.fields(Spec)
+            for item in dataclasses.fields(spec)
             if item.name not in EXECUTION
             and getattr(wanted, item.name) != getattr(given, item.name)
         ]
 
 
-def settled(spec: Spec) -> Spec:
+def settled(spec: Any) -> Any:
     """The same with the fields filled that follow from others where they are None."""
+    if not isinstance(spec, Spec):
+        return spec
     return dataclasses.replace(
         spec,
         kv_heads=spec.kv_heads or spec.heads,
@@ -221,12 +233,13 @@ def source_of(rule: Rule, path: str, shape: tuple[int, ...]) -> Source | None:
         names = tuple(
             rule.theirs.replace("{i}", str(i)) if i >= rule.first else None for i in range(shape[0])
         )
-        return Source(names, rule.transposed, stacked=True, part=rule.part)
+        return Source(names, rule.transposed, True, rule.part, rule.heads)
     match = re.fullmatch(re.escape(rule.ours).replace(r"\{i\}", r"(\d+)"), path)
     if match is None:
         return None
     block = match[1] if match.groups() else ""
-    return Source((rule.theirs.replace("{i}", block),), rule.transposed, part=rule.part)
+    names = (rule.theirs.replace("{i}", block),)
+    return Source(names, rule.transposed, False, rule.part, rule.heads)
 
 
 def dense(

@@ -95,10 +95,18 @@ class Tensors:
             )
         return tuple(piece.get_shape())
 
-    def read(self, name: str, index: Index, *, transposed: bool) -> np.ndarray:
-        """A piece of a tensor; `index` counts in the transposed one where that is asked for."""
+    def read(self, name: str, index: Index, source: Source) -> np.ndarray:
+        """A piece of a tensor; `index` counts in what the source makes of it."""
         piece = self.files[name].get_slice(name)
-        return piece[index[::-1]].T if transposed else piece[index]
+        if source.transposed:
+            index = index[::-1]
+        if source.heads:
+            rows, columns = index
+            found = piece[rows]
+            found = found.reshape(len(found), -1)[:, columns]
+        else:
+            found = piece[index]
+        return found.T if source.transposed else found
 
     def read_source(
         self, source: Source, index: Index, shape: tuple[int, ...], dtype: np.dtype
@@ -115,5 +123,5 @@ class Tensors:
         names = [source.names[i] for i in spans[0]] if source.stacked else source.names
         for place, name in zip(made if source.stacked else made[None], names):
             if name is not None:
-                place[...] = self.read(name, within, transposed=source.transposed)
+                place[...] = self.read(name, within, source)
         return made

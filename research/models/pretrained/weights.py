@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +119,8 @@ def load_one(
     here = dataclasses.replace(source, names=tuple(n and names[n] for n in source.names))
     for name in here.present:
         shape, expected = tensors.shape(name), source.shape(leaf.shape)
-        if shape != expected:
+        flat = (shape[0], math.prod(shape[1:])) if source.heads and len(shape) == 3 else shape
+        if flat != expected:
             hint = "; is config.json's vocab_size right?" if path == "backbone/embed/table" else ""
             raise ConfigError(
                 f"{tensors.directory}: tensor {name} is {shape}, but parameter {path} needs "
