@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Any
+from typing import Any, TypeGuard
 
 from research.errors import ConfigError
 
@@ -39,8 +39,13 @@ def classes(value: Any, path: list[str]) -> dict[str, Any]:
         return {}
     hint = typing.get_type_hints(type(value)).get(path[-1])
     options = typing.get_args(hint)
-    found = {kind.__name__.lower(): kind for kind in options if dataclasses.is_dataclass(kind)}
+    found = {kind.__name__.lower(): kind for kind in options if is_class(kind)}
     return found | ({"none": lambda: None} if found and type(None) in options else {})
+
+
+def is_class(kind: Any) -> TypeGuard[type]:
+    """Whether something is a dataclass, and not one of its objects."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def replaced(value: Any, path: list[str], leaf: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from optax import contrib
 
 from research.adapt import Flat, Rule
 
-Transform = optax.GradientTransformationExtraArgs
+Transform: TypeAlias = optax.GradientTransformationExtraArgs
 
 
 @dataclass(frozen=True, kw_only=True)

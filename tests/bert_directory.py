@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 from research.models import pretrained
 from research.models.transformer import Spec, Transformer
 from research.tasks.classify import Classify

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 
 PEOPLE = ["Anna", "Boris", "Clara", "Dmitri", "Edda", "Frank"]
 THINGS = ["apple", "iron", "zinc", "pear", "copper", "plum"]

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from research.data import tags
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 
 NAMES = {"LOC": ["Aster", "Borealis", "New Quay"], "PER": ["Ada Quill", "Bo", "Cy Van Dorn"]}
 FILLER = ["the", "ship", "left", "met", "near", "at", ",", "."]

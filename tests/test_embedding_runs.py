@@ -12,7 +12,7 @@ import workshop
 
 import launch
 from research import runs
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from research.config import Config
 from research.data.choices import Choices
 from research.data.texts import Texts
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 from research.errors import ConfigError
 from research.evaluate import Model
 from research.evaluators.likelihood import (

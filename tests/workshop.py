@@ -9,7 +9,7 @@ from typing import Any
 
 from research.config import Config
 from research.data.texts import Texts
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 from research.evaluate import HeldOut
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers
 
 from research.data import cache
-from research.data.vocabulary import write
+from research.data.wordpiece import write
 from research.errors import ConfigError
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"

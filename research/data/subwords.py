@@ -10,7 +10,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-from research.data.vocabulary import load_tokenizer, train_wordpiece, write
+from research.data.vocabulary import load_tokenizer
+from research.data.wordpiece import train_wordpiece, write
 from research.errors import ConfigError
 
 Kind = Literal["wordpiece", "bpe", "unigram"]

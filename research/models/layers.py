@@ -184,19 +184,6 @@ class Embedding(nn.Module):
         )
 
 
-class Pooler(Dense):
-    """A dense layer, an activation and, in some trunks, a norm: [..., D] -> [..., D]."""
-
-    activation: Literal["tanh"] | Activation = "tanh"
-    make_norm: Callable[[str], nn.Module] | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = super().__call__(x)
-        y = jnp.tanh(y) if self.activation == "tanh" else ACTIVATIONS[self.activation](y)
-        return y if self.make_norm is None else self.make_norm("norm")(y)
-
-
 def slowed(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
     """Llama 3.1's rotary frequencies for texts longer than it was trained on (Llama Team, 2024).
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from research.models.layers import ACTIVATIONS, Activation, Dense
 
 Batch = dict[str, jax.Array]
 Pool = Literal["first", "last", "mean"]
@@ -34,3 +38,16 @@ def pool_mean(x: jax.Array, batch: Batch) -> jax.Array:
     member = (batch["segments"][:, None, :] == slots[None, :, None]).astype(x.dtype)  # [B, M, T]
     total = jnp.einsum("bmt,btd->bmd", member, x, preferred_element_type=jnp.float32)
     return (total / jnp.maximum(batch["lengths"], 1)[..., None]).astype(x.dtype)
+
+
+class Pooler(Dense):
+    """A dense layer, an activation and, in some trunks, a norm: [..., D] -> [..., D]."""
+
+    activation: Literal["tanh"] | Activation = "tanh"
+    make_norm: Callable[[str], nn.Module] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+        y = super().__call__(x, noise)
+        y = jnp.tanh(y) if self.activation == "tanh" else ACTIVATIONS[self.activation](y)
+        return y if self.make_norm is None else self.make_norm("norm")(y)

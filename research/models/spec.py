@@ -22,9 +22,9 @@ class Spec:
     Vectors of tokens are `embed_width` wide, which a projection brings to `width` (Lan et al.,
     2020); `shared` is one block for all layers; positions begin at `position_offset`. Positions up
     to `window` apart attend, turned by `local_theta`; all do in each `global_every`-th block, the
-    first included. `qkv_bias` is `bias` where None; `qk_norm` norms every query and key head before it
-    is rotated (Henry et al., 2020); `rope_scaling` as in `layers.slowed`. `pooler` is an activation, with `pooler_norm` after it; `head_bias` is that of
-    the dense layer under a head.
+    first included. `qkv_bias` is `bias` where None; `qk_norm` norms every query and key head before
+    it is rotated (Henry et al., 2020); `rope_scaling` as in `layers.slowed`. `pooler` is an
+    activation, with `pooler_norm` after it; `head_bias` is that of the dense layer under a head.
     """
 
     vocab_size: int

@@ -17,15 +17,15 @@ from research.errors import ConfigError
 from research.models import grafts, layers, vocabulary
 from research.models.cache import Cache, Past
 from research.models.layers import ACTIVATIONS, Dense, Embedding
+from research.models.pooling import Pooler
 from research.models.spec import Spec
 
 Batch = dict[str, jax.Array]
 
 
 class Context(NamedTuple):
-    """What all blocks read: masks [B, T, S] of S keys, T or those in a cache, `near` that within the
-    window; positions [B, T]; and, known while tracing as a structure is, whether blocks `keep` what
-    they return."""
+    """What all blocks read: masks [B, T, S] of S keys, `near` that within the window; positions
+    [B, T]; and, known while tracing as a structure is, whether blocks `keep` what they return."""
 
     mask: jax.Array
     near: jax.Array | None
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
         if not spec.tied:
             self.unembed = Embedding(spec.vocab_size, width, spec.dtype)
         norm = spec.make_norm if spec.pooler_norm else None
-        self.pooler = layers.Pooler(
+        self.pooler = Pooler(
             spec.width, spec.head_bias, spec.dtype, activation=spec.pooler, make_norm=norm
         )
 
@@ -101,8 +101,8 @@ class Transformer(nn.Module):
     def vectors(
         self, batch: Batch, noise: jax.Array | None
     ) -> tuple[jax.Array, Batch, jax.Array | None]:
-        """What goes into the first block, [B, T, D], with batch and noise: those of a learned prompt
-        are T + its tokens long, which lie behind the row's own."""
+        """What goes into the first block, [B, T, D], with batch and noise: longer by the tokens of
+        a learned prompt, which lie behind the row's own."""
         spec = self.spec
         x = self.embed(batch["tokens"])
         if spec.positions == "learned":
@@ -272,13 +272,7 @@ class Attention(nn.Module):
         if self.has_variable("params", "prefix_key"):
             key, value, mask, positions = grafts.prefixed(self, key, value, mask, positions)
         y = layers.attend(
-            query,
-            key,
-            value,
-            mask,
-            rate=spec.attention_dropout,
-            noise=noise,
-            positions=positions,
+            query, key, value, mask, rate=spec.attention_dropout, noise=noise, positions=positions
         )
         y = y.reshape(*y.shape[:-2], spec.heads * width)
         return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, noise), past

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from research.data.choices import Choices
-from research.data.tokenize import load_tokenizer, train_wordpiece
+from research.data.tokenize import load_tokenizer
+from research.data.wordpiece import train_wordpiece
 from research.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("GRAFT_DATA", Path(__file__).parents[3] / "shared"))

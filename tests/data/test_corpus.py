@@ -21,7 +21,8 @@ from research.data.duplicates import Exact, MinHash
 from research.data.formats import Bad
 from research.data.mixture import Mixture
 from research.data.quality import Length
-from research.data.tokenize import SPECIAL, load_tokenizer, train_wordpiece
+from research.data.tokenize import SPECIAL, load_tokenizer
+from research.data.wordpiece import train_wordpiece
 from research.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("GRAFT_DATA", Path(__file__).parents[3] / "shared"))

@@ -13,7 +13,7 @@ import pytest
 from research.data import labels
 from research.data.batches import Batches
 from research.data.texts import Texts
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 from research.errors import ConfigError, DataError
 
 ROWS = [(f"text number {i}", "common" if i % 10 else "rare") for i in range(40)]

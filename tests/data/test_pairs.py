@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from research.data.pairs import Pairs
-from research.data.tokenize import train_wordpiece
+from research.data.wordpiece import train_wordpiece
 from research.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("GRAFT_DATA", Path(__file__).parents[3] / "shared"))

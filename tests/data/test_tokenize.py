@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from research.data.tokenize import Vocabulary, encode, load_tokenizer, train_wordpiece
+from research.data.tokenize import Vocabulary, encode, load_tokenizer
+from research.data.wordpiece import train_wordpiece
 from research.errors import ConfigError
 
 CHECKPOINTS = Path(os.environ.get("GRAFT_DATA", Path(__file__).parents[3] / "shared")) / "ckpt"
@@ -172,7 +173,7 @@ def test_begin_marks_say_which_tokens_continue():
 
 def test_training_is_deterministic_across_processes(tmp_path):
     program = (
-        "import sys\nfrom research.data.vocabulary import train_wordpiece\n"
+        "import sys\nfrom research.data.wordpiece import train_wordpiece\n"
         "train_wordpiece(sys.argv[2:], 120, sys.argv[1])"
     )
     files = []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from research.data import vocabulary
+from research.data import wordpiece
 from research.data.words import encode_words, split_text, windows
 from research.errors import ConfigError, DataError
 
@@ -57,7 +57,7 @@ def test_a_word_is_answered_for_where_it_has_most_context(case) -> None:
 
 def pieces() -> Tokenizer:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a", "##b", "."]
-    return vocabulary.wordpiece(
+    return wordpiece.wordpiece(
         models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"), True
     )
 
@@ -102,7 +102,7 @@ def test_the_cache_gives_the_same_and_other_sentences_other_arrays(tmp_path) -> 
 
 def test_a_tokenizer_that_makes_nothing_of_a_word_says_so() -> None:
     bare = Tokenizer(models.WordPiece({"a": 0}, unk_token="a"))
-    bare.normalizer = vocabulary.normalizers.Strip()
+    bare.normalizer = wordpiece.normalizers.Strip()
     with pytest.raises(DataError, match="makes nothing of the word"):
         encode_words([["a", "  "]], bare, max_length=8, stride=0)
 

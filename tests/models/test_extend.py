@@ -17,7 +17,8 @@ import launch
 from research.data.documents import Reader
 from research.data.domain import Domain, with_words
 from research.data.subwords import train
-from research.data.vocabulary import load_tokenizer, train_wordpiece
+from research.data.vocabulary import load_tokenizer
+from research.data.wordpiece import train_wordpiece
 from research.errors import ConfigError
 from research.models import pretrained
 from research.models.pretrained import extend

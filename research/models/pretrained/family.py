@@ -79,9 +79,9 @@ class Rule:
     A `transposed` matrix is [in, out] with us and [out, in] with them. Of a tensor that holds
     several parameters side by side along our last axis, this one is `part` (which, of how many).
     Of `heads` the last two axes are one with us, [D, H K], and [D, H, K] with them, before it is
-    transposed. Blocks below `first` have no such tensor: theirs, under `scan`, are ones that nothing reads.
-    Where several rules name one parameter, it is read from the first tensor that is there, and
-    written to all.
+    transposed. Blocks below `first` have no such tensor: theirs, under `scan`, are ones that
+    nothing reads. Where several rules name one parameter, it is read from the first tensor that is
+    there, and written to all.
     """
 
     ours: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from research.errors import ConfigError
-from research.models.pretrained.bert import ACTIVATIONS
+from research.models.pretrained.bert import ACTIVATIONS, NAMES
 from research.models.pretrained.family import Architecture, Family, Rule, Settings, dense, norm
 from research.models.pretrained.llama import TIED, architectures
 from research.models.transformer import Spec
@@ -59,7 +59,6 @@ def to_spec(config: Settings) -> Spec:
 
 def to_config(spec: Spec) -> dict[str, Any]:
     """The keys of config.json that the trunk decides."""
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": spec.vocab_size,
         "n_embd": spec.width,
@@ -68,7 +67,7 @@ def to_config(spec: Spec) -> dict[str, Any]:
         "n_inner": spec.hidden,
         "n_positions": spec.max_positions,
         "layer_norm_epsilon": spec.norm_epsilon,
-        "activation_function": names[spec.activation],
+        "activation_function": NAMES[spec.activation],
         "tie_word_embeddings": spec.tied,
         "resid_pdrop": spec.dropout,
         "embd_pdrop": spec.dropout,

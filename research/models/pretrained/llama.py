@@ -6,8 +6,9 @@ from typing import Any
 
 from research.errors import ConfigError
 from research.models.layers import RopeScaling
-from research.models.pretrained.bert import ACTIVATIONS, named
+from research.models.pretrained.bert import ACTIVATIONS, NAMES
 from research.models.pretrained.family import Architecture, Family, Rule, Settings, dense, norm
+from research.models.pretrained.heads import named
 from research.models.transformer import Spec
 
 BLOCK, LAYER = "backbone/block_{i}", "model.layers.{i}"
@@ -15,18 +16,18 @@ BLOCK, LAYER = "backbone/block_{i}", "model.layers.{i}"
 # parameters.
 RULES = (
     Rule("backbone/embed/table", "model.embed_tokens.weight"),
-    *norm(f"{BLOCK}/attention_norm", f"{LAYER}.input_layernorm", bias=False),
+    *norm(f"{BLOCK}/attention_norm", f"{LAYER}.input_layernorm"),
     *dense(f"{BLOCK}/attention/query", f"{LAYER}.self_attn.q_proj"),
     *dense(f"{BLOCK}/attention/key", f"{LAYER}.self_attn.k_proj"),
     *dense(f"{BLOCK}/attention/value", f"{LAYER}.self_attn.v_proj"),
-    *norm(f"{BLOCK}/attention/query_norm", f"{LAYER}.self_attn.q_norm", bias=False),
-    *norm(f"{BLOCK}/attention/key_norm", f"{LAYER}.self_attn.k_norm", bias=False),
-    *dense(f"{BLOCK}/attention/out", f"{LAYER}.self_attn.o_proj", bias=False),
-    *norm(f"{BLOCK}/mlp_norm", f"{LAYER}.post_attention_layernorm", bias=False),
-    *dense(f"{BLOCK}/mlp/gate", f"{LAYER}.mlp.gate_proj", bias=False),
-    *dense(f"{BLOCK}/mlp/up", f"{LAYER}.mlp.up_proj", bias=False),
-    *dense(f"{BLOCK}/mlp/down", f"{LAYER}.mlp.down_proj", bias=False),
-    *norm("backbone/final_norm", "model.norm", bias=False),
+    *norm(f"{BLOCK}/attention/query_norm", f"{LAYER}.self_attn.q_norm"),
+    *norm(f"{BLOCK}/attention/key_norm", f"{LAYER}.self_attn.k_norm"),
+    *dense(f"{BLOCK}/attention/out", f"{LAYER}.self_attn.o_proj"),
+    *norm(f"{BLOCK}/mlp_norm", f"{LAYER}.post_attention_layernorm"),
+    *dense(f"{BLOCK}/mlp/gate", f"{LAYER}.mlp.gate_proj"),
+    *dense(f"{BLOCK}/mlp/up", f"{LAYER}.mlp.up_proj"),
+    *dense(f"{BLOCK}/mlp/down", f"{LAYER}.mlp.down_proj"),
+    *norm("backbone/final_norm", "model.norm"),
     Rule("backbone/unembed/table", "lm_head.weight"),
 )
 BUFFERS = (r"\.rotary_emb\.inv_freq$",)
@@ -97,7 +98,6 @@ def decoder(config: Settings, **fields: Any) -> Spec:
 
 def describe(spec: Spec) -> dict[str, Any]:
     """The keys of config.json that `decoder` reads."""
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     rotary: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
     if spec.rope_scaling is not None:
         factor, low, high, original = spec.rope_scaling
@@ -118,7 +118,7 @@ def describe(spec: Spec) -> dict[str, Any]:
         "intermediate_size": spec.hidden,
         "max_position_embeddings": spec.max_positions,
         "rms_norm_eps": spec.norm_epsilon,
-        "hidden_act": names[spec.activation],
+        "hidden_act": NAMES[spec.activation],
         "tie_word_embeddings": spec.tied,
         "attention_dropout": spec.attention_dropout,
         # transformers 5 reads the first, 4 and older readers the others.
@@ -135,7 +135,7 @@ def last_token(task: Any) -> dict[str, Any]:
             f"export: decoders' classes put a head without bias on the last token, but the task "
             f"has pool={task.pool!r}, pooler={task.pooler} and head_bias={task.head_bias}"
         )
-    return named(task.labels)
+    return named(task)
 
 
 def architectures(prefix: str) -> dict[str, Architecture]:
@@ -144,7 +144,7 @@ def architectures(prefix: str) -> dict[str, Architecture]:
         "CausalLM": Architecture(name=f"{prefix}ForCausalLM"),
         "Classify": Architecture(
             name=f"{prefix}ForSequenceClassification",
-            rules=dense("head", "score", bias=False),
+            rules=dense("head", "score"),
             facts=last_token,
             problem="single_label_classification",
         ),

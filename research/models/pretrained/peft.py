@@ -59,7 +59,7 @@ def save(
         tensors |= terms(flat, place, names)
     for path in (p for p, rule in rules.items() if rule.learns and not ADDED.search(p)):
         for source in matching((*family.rules, *architecture.rules), path, flat[path].shape)[:1]:
-            name = source.names[0]
+            (name,) = source.present[:1]
             tensors[name] = flat[path].T if source.transposed else flat[path]
             saved.append(name.rpartition(".")[0])
     settings = {
@@ -108,7 +108,7 @@ def modules(family: Family, flat: Mapping[str, Any], path: str) -> list[str]:
     sources = family.sources(path, flat[path].shape)
     if not sources or not sources[0].transposed:
         raise ConfigError(f"peft: {family.name} has no linear module for parameter {path}")
-    return [name.removesuffix(".weight") for name in sources[0].names]
+    return [name.removesuffix(".weight") for name in sources[0].present]
 
 
 def terms(flat: Mapping[str, np.ndarray], place: str, names: list[str]) -> dict[str, np.ndarray]:
@@ -177,11 +177,11 @@ def load(
     added: dict[str, np.ndarray] = {}
     for path, leaf in flat.items():
         for source in family.sources(path, leaf.shape):
-            if set(source.names) <= left.keys():
-                whole = [left.pop(name) for name in source.names]
+            if set(source.present) <= left.keys():
+                whole = [left.pop(name) for name in source.present]
                 pieces = [piece.T if source.transposed else piece for piece in whole]
                 flat[path] = fitting(np.stack(pieces) if source.stacked else pieces[0], leaf, path)
-            bases = [name.removesuffix(".weight") for name in source.names]
+            bases = [name.removesuffix(".weight") for name in source.present]
             if path.endswith("kernel") and f"{bases[0]}.lora_A.weight" in left:
                 targets.append(f"^{re.escape(path)}$")
                 place = path.removesuffix("kernel")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from research.errors import ConfigError
-from research.models.pretrained.bert import ACTIVATIONS, named
+from research.models.pretrained.bert import ACTIVATIONS, NAMES
 from research.models.pretrained.family import Architecture, Family, Rule, Settings, dense, norm
+from research.models.pretrained.heads import named, tagging
 from research.models.xlnet import XLNet, XLNetSpec
 
 BLOCK, LAYER = "backbone/block_{i}", "transformer.layer.{i}"
@@ -63,7 +65,6 @@ def to_spec(config: Settings) -> XLNetSpec:
 
 def to_config(spec: XLNetSpec) -> dict[str, Any]:
     """The keys of config.json that the trunk decides."""
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": spec.vocab_size,
         "d_model": spec.width,
@@ -73,7 +74,7 @@ def to_config(spec: XLNetSpec) -> dict[str, Any]:
         "d_inner": spec.hidden,
         "attn_type": "uni" if spec.causal else "bi",
         "layer_norm_eps": spec.norm_epsilon,
-        "ff_activation": names[spec.activation],
+        "ff_activation": NAMES[spec.activation],
         "tie_word_embeddings": spec.tied,
         "dropout": spec.dropout,
         "untie_r": True,
@@ -92,17 +93,7 @@ def pooled(task: Any) -> dict[str, Any]:
 
 def labelled(task: Any) -> dict[str, Any]:
     """The names of the head's outputs; of a regression's one, that which transformers gives it."""
-    return pooled(task) | named(getattr(task, "labels", ("LABEL_0",)))
-
-
-def tagging(task: Any) -> dict[str, Any]:
-    """The names of the tags, of a task that chooses each by itself and nothing besides."""
-    if task.chained or hasattr(task, "intents"):
-        raise ConfigError(
-            f"export: XLNetForTokenClassification chooses every tag by itself and nothing besides, "
-            f"which is Tag, not {type(task).__name__}"
-        )
-    return named(task.labels)
+    return pooled(task) | named(task)
 
 
 def sequence_classification(problem: str) -> Architecture:
@@ -137,7 +128,9 @@ FAMILY = Family(
             name="XLNetForQuestionAnsweringSimple", rules=dense("span", "qa_outputs")
         ),
         "Tag": Architecture(
-            name="XLNetForTokenClassification", rules=dense("head", "classifier"), facts=tagging
+            name="XLNetForTokenClassification",
+            rules=dense("head", "classifier"),
+            facts=functools.partial(tagging, "XLNetForTokenClassification"),
         ),
         "PermutationLM": Architecture(
             name="XLNetLMHeadModel", rules=(Rule("bias", "lm_loss.bias"),)

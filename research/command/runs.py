@@ -1,0 +1,65 @@
+"""The verbs that make runs: train, study, show, replay, bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from research.command.arguments import Parser, parse_file
+
+
+def train(arguments: list[str]) -> None:
+    """Audit, run, page, result."""
+    from research import initialize, results
+    from research.config import load_config
+    from research.study.report import audit_page, run_page, write_page
+    from research.train import run
+
+    options, overrides = parse_file("train", arguments)
+    config = load_config(options.file, overrides, f"launch.py train {options.file}")
+    print(audit_page(initialize.examine(config)).text(), flush=True)
+    result = run(config, options.workdir, progress=True)
+    write_page(run_page(result.path), result.path)
+    print(f"\n{result.path}: {results.sentence(result.summary)}\npage: {result.path}/report.html")
+
+
+def study(arguments: list[str]) -> None:
+    """Hands `run` to the file's study, writes its page and prints it."""
+    from research.config import load
+    from research.study.report import write_page
+    from research.study.runner import Runner, knobs
+
+    options, overrides = parse_file("study", arguments)
+    function = load(options.file, "study")
+    settings = knobs(function, overrides, f"launch.py study {options.file}")
+    runner = Runner(Path(options.workdir) / Path(options.file).stem)
+    page = function(runner, **settings)
+    write_page(page, runner.path)
+    print(f"{page.text()}\n\npage: {runner.path}/report.html")
+
+
+def show(arguments: list[str]) -> None:
+    """Prints the audit."""
+    from research import initialize
+    from research.config import load_config
+    from research.study.report import audit_page
+
+    options, overrides = parse_file("show", arguments)
+    config = load_config(options.file, overrides, f"launch.py show {options.file}")
+    print(audit_page(initialize.examine(config)).text())
+
+
+def replay(arguments: list[str]) -> None:
+    """Takes the step again that a run could not take, and prints its means."""
+    from research.replay import replay as replayed
+
+    parser = Parser("replay")
+    parser.add_argument("run")
+    print(json.dumps(replayed(parser.parse_args(arguments).run)))
+
+
+def bench(arguments: list[str]) -> None:
+    """Runs a workload of ours and of its rival in turn, and prints ratios."""
+    from research.bench import main as run_bench
+
+    run_bench(arguments)
