@@ -95,7 +95,7 @@ class WeightedSum:
 
     def share(self, whole: WeightedSum) -> jax.Array:
         """What this part of a batch adds to the total of the `whole`, by the counts of that."""
-        # Operators alone: on the host these are numpy's, and a device busy with a step is not asked.
+        # Operators alone: on the host these are numpy's, and a busy device is not asked.
         terms = [
             weight * mean.total / (full.count + (full.count == 0))
             for mean, full, weight in zip(self.means, whole.means, self.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,6 +30,6 @@ def byte_counts(texts: Sequence[str], encoded: Encoded, tokenizer: Tokenizer) ->
         offsets = tokenizer.encode(text, add_special_tokens=False).offsets
         ends = np.cumsum(lengths[first:after]).tolist()
         marks = [0, *(offsets[end][0] if end < len(offsets) else len(text) for end in ends)]
-        for i, (start, end) in enumerate(zip(marks[:-1], marks[1:])):
+        for i, (start, end) in enumerate(pairwise(marks)):
             found[first + i] = len(text[start:end].encode())
     return found

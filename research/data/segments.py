@@ -22,7 +22,7 @@ from research.errors import ConfigError, DataError
 # Bumped whenever the same documents would give other pairs.
 VERSION = 1
 LABELS = {"next": ("next", "other"), "order": ("in order", "swapped")}
-SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")  # noqa: RUF001
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 Chunk = list[list[int]]
 
 

@@ -83,7 +83,8 @@ def pseudo_nll(task: nn.Module, batch: dict[str, jax.Array]) -> dict[str, jax.Ar
 
     def one(total: jax.Array, here: jax.Array) -> tuple[jax.Array, None]:
         shown = jnp.where((positions == here) & asked, jnp.int32(task.mask_id), tokens)
-        return total + plain.apply(variables, shown, here, method=told), None
+        nll: Any = plain.apply(variables, shown, here, method=told)
+        return total + nll, None
 
     longest = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     nll, _ = jax.lax.scan(one, jnp.zeros(batch["ids"].shape, jnp.float32), longest)

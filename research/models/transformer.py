@@ -131,9 +131,7 @@ class Transformer(nn.Module):
         x = x.astype(layers.compute_dtype(self.spec.dtype))
         return vocabulary.score(x, self.words.table, labels, bias)
 
-    def sample(
-        self, x: jax.Array, noise: jax.Array, bias: jax.Array | None = None
-    ) -> jax.Array:
+    def sample(self, x: jax.Array, noise: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """Words drawn from the same softmax by `noise`, uint32 [B, ...] -> int32 [B, ...]."""
         x = x.astype(layers.compute_dtype(self.spec.dtype))
         return vocabulary.sample(x, self.words.table, noise, bias)

@@ -139,9 +139,7 @@ def join(tiles: jax.Array, size: int) -> jax.Array:
 
 
 @jax.custom_vjp
-def scan_tiles(
-    x: jax.Array, table: jax.Array, bias: jax.Array | None, labels: jax.Array
-) -> Scored:
+def scan_tiles(x: jax.Array, table: jax.Array, bias: jax.Array | None, labels: jax.Array) -> Scored:
     """`read` of every tile: x [tiles, G, S, D], labels [tiles, G, S] -> [tiles, G, S] each."""
     words = table.astype(x.dtype)
 

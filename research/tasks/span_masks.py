@@ -36,9 +36,7 @@ def start_rate(rate: float) -> float:
     return high
 
 
-def choose(
-    key: jax.Array, batch: dict[str, jax.Array], rate: float
-) -> tuple[jax.Array, jax.Array]:
+def choose(key: jax.Array, batch: dict[str, jax.Array], rate: float) -> tuple[jax.Array, jax.Array]:
     """The tokens in a span, bool [B, T], and noise that the tokens of a span share, uint32 [B, T].
 
     Every word begins a span with one chance, whatever other spans do, and so do the words before
