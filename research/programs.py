@@ -1,4 +1,4 @@
-"""Compiled programs: each is compiled once a batch shape, ahead of its first call, and counted."""
+"""Compiled programs: each is compiled once a shape, ahead of its first call, and counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 
 
 class Program:
-    """A jitted function of (state, batch, key) with an executable for every shape of batch.
+    """A jitted function of (state, batch, key) with an executable for every shape of the two.
 
     `seconds` is the time spent tracing and compiling, `len(program.executables)` the compile count.
     """
@@ -26,17 +26,19 @@ class Program:
     def compiled(self, state: Any, batch: Any, key: Any) -> jax.stages.Compiled:
         """The executable for arguments of these shapes; arrays or ShapeDtypeStructs."""
         shapes = tuple(sorted((name, tuple(x.shape)) for name, x in batch.items()))
-        layout = jax.tree.leaves(state)[0].sharding
-        if (shapes, layout) not in self.executables:
+        # Strategies add leaves to a state: equal tasks may come with different trees.
+        leaves, tree = jax.tree.flatten(state)
+        kind = (shapes, tree, tuple(leaf.shape for leaf in leaves), leaves[0].sharding)
+        if kind not in self.executables:
             started = time.monotonic()
             jitted = jax.jit(self.function)
             if self.donate:
                 # The new state takes the place of the old: left to itself, XLA may shard it anew.
                 same = jax.tree.map(lambda leaf: leaf.sharding, state)
                 jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(same, None))
-            self.executables[shapes, layout] = jitted.lower(state, batch, key).compile()
+            self.executables[kind] = jitted.lower(state, batch, key).compile()
             self.seconds += time.monotonic() - started
-        return self.executables[shapes, layout]
+        return self.executables[kind]
 
     def flops(self) -> float:
         """Floating-point operations of the costliest executable, as XLA counts them."""

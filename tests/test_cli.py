@@ -162,7 +162,7 @@ def refusals(folder: Path) -> list[tuple[list[str], int, str]]:
         ([*train, "--data.dev", str(folder / "odd.tsv")], 7, "odd.tsv:3.*wood"),
         (["evaluate", str(folder)], 2, "is not a run"),
         (["predict", str(folder / "nowhere")], 2, "is not a run"),
-        (["export", str(folder), "--to", "onnx", "x"], 2, "the only format is hf"),
+        (["export", str(folder), "--to", "onnx", "x"], 2, "the formats are hf and peft"),
         (["replay", str(folder / "runs" / "smoke")], 2, "no replay bundle"),
         (["train", "configs/sst2.py", "--init-from", str(folder)], 2, "config.json"),
     ]

@@ -119,4 +119,4 @@ def test_multipliers_follow_the_width_of_the_trunk() -> None:
     assert rules["backbone/embed/table"].initial == 0.5
     assert rules["backbone/final_norm/scale"] == FULL.rules(flat)["backbone/final_norm/scale"]
     with pytest.raises(ConfigError, match="a trunk with attention"):
-        MUP.rules(["head/kernel"])
+        MUP.rules({"head/kernel": np.zeros((4, 2))})
