@@ -106,18 +106,22 @@ def train_step(
             for name, x in batch.items()
         }
 
+        first = jax.tree.map(lambda x: x[0], slices)
+
         def add_up(function: Callable[[Any], Any]) -> Any:
             zero = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-                jax.eval_shape(function, jax.tree.map(lambda x: x[0], slices)),
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
             )
             return jax.lax.scan(
                 lambda sums, rows: (jax.tree.map(jnp.add, sums, function(rows)), None), zero, slices
             )[0]
 
+        def loss(rows: Any) -> Any:
+            return total(learning, rows, None)[1]["loss"]
+
         # Terms with counts of their own need those of the whole batch first. Only the counts are
         # used of this pass, so that the compiler drops all that is not needed to count.
-        whole = add_up(lambda rows: total(learning, rows, None)[1]["loss"])
+        whole = None if isinstance(jax.eval_shape(loss, first), Mean) else add_up(loss)
         sums, means = add_up(lambda rows: gradient(rows, whole))
     count = jnp.maximum(means["loss"].count, 1e-9)
     sums = pull(sums, params, rules, count)

@@ -68,3 +68,9 @@ def test_the_readme_maps_every_file() -> None:
     assert not [name for name in names if name not in readme]
     mapped = re.findall(r"^\| ((?:research|configs|experiments)/\S+\.py) \|", readme, re.M)
     assert not [name for name in mapped if not (ROOT / name).is_file()]
+
+
+def test_the_readme_names_no_test_that_is_not_there() -> None:
+    readme = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"tests/[\w/*]+(?:\.py)?", readme))
+    assert not [name for name in named if not list(ROOT.glob(name))]

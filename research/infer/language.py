@@ -76,7 +76,7 @@ def load_directory(directory: Path) -> LanguageModel:
     task = CausalLM(backbone=trunk)
     probe = {
         name: jnp.zeros((1, 2), jnp.int32) for name in ("tokens", "positions", "segments", "ids")
-    }
+    } | {"weights": jnp.zeros((1, 2), jnp.float32)}
     abstract = jax.eval_shape(
         lambda key: task.init({"params": key, "noise": key}, probe, train=False)["params"],
         jax.random.key(0),

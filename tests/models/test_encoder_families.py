@@ -187,9 +187,9 @@ def test_tensors_are_read_once_and_one_at_a_time(tmp_path, monkeypatch, scan):
     read, seen = Tensors.read, []
     sizes: dict[str, int] = {}
 
-    def watched(self, name, index, *, transposed):
+    def watched(self, name, index, source):
         assert all(not alive for alive in seen), "a piece that was read before is still held"
-        piece = read(self, name, index, transposed=transposed)
+        piece = read(self, name, index, source)
         sizes[name] = sizes.get(name, 0) + piece.nbytes
         seen.append(True)
         weakref.finalize(piece, seen.__setitem__, len(seen) - 1, False)
@@ -210,8 +210,8 @@ def test_parts_of_a_tensor_land_where_their_sharding_says(tmp_path, monkeypatch)
     abstract = sharding.shard(shapes(task, "modernbert"), mesh)
     read, largest = Tensors.read, []
 
-    def watched(self, name, index, *, transposed):
-        piece = read(self, name, index, transposed=transposed)
+    def watched(self, name, index, source):
+        piece = read(self, name, index, source)
         largest.extend([piece.size] if "Wqkv" in name else [])
         return piece
 
