@@ -96,9 +96,7 @@ def test_modernbert_has_a_dense_layer_under_every_token(tmp_path: Path, kind: st
     tensors = {k: v for k, v in weights.items() if k.startswith("model.")} | head
     architectures = [f"ModernBertFor{name}"]
     named = {} if kind == "Tag" else {"id2label": {}}
-    directory = write(
-        tmp_path / "in", "modernbert", tensors, architectures=architectures, **named
-    )
+    directory = write(tmp_path / "in", "modernbert", tensors, architectures=architectures, **named)
     trunk = exact(pretrained.trunk(directory))
     task: Any = Tag(backbone=trunk, labels=LABELS) if kind == "Tag" else Answer(backbone=trunk)
     assert not pretrained.fits(directory, task)
