@@ -36,7 +36,7 @@ from research.study.arms import Arms
 from research.study.page import Facts, Heading, Page, Text
 from research.study.runner import Runner
 from research.study.statistics import Summary
-from research.study.table import Table
+from research.study.table import Cell, Table
 from research.tasks.causal import CausalLM
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
@@ -47,6 +47,14 @@ from research.tasks.replaced import ReplacedTokens
 CAUSAL, MASKED, PERMUTED = "causal", "masked", "permutation"
 REPLACED, MIXED, NONE = "replaced tokens", "causal and masked", "not trained"
 OBJECTIVES = (CAUSAL, MASKED, PERMUTED, REPLACED, MIXED)
+AREAS = Config(
+    name="areas",
+    task=Classify(),
+    data=Texts(train="stdlib:areas-train", dev="stdlib:areas-dev"),
+    evals=(HeldOut(),),
+    track="dev/macro_f1",
+    steps=1,
+)
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -146,7 +154,8 @@ def study(
     if wrong := set(objectives) - set(OBJECTIVES):
         raise ConfigError(f"objectives: no {sorted(wrong)[0]!r}; there are {', '.join(OBJECTIVES)}")
     given = {name: base for name, base in (labelled(task) for task in tasks)}
-    arms, costs = Arms("score"), {}
+    arms = Arms("score")
+    costs: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
         for objective in (*objectives, NONE):
             source = None
@@ -161,14 +170,14 @@ def study(
     return page(arms, costs, run)
 
 
-def labelled(task: str) -> tuple[str, Config | None]:
-    """A task by its name, and the config of its files; None for areas.
+def labelled(task: str) -> tuple[str, Config]:
+    """A task by its name, and the config of its files.
 
     Raises ConfigError for anything but the two forms that `study` takes.
     """
     name, _, files = task.partition("=")
     if task == "areas":
-        return task, None
+        return task, AREAS
     if not (CONFIGS / f"{name}.py").is_file() or files.count(",") != 1:
         raise ConfigError(f"tasks: {task!r} is neither areas nor NAME=TRAIN,DEV of configs/NAME.py")
     base = load_config(CONFIGS / f"{name}.py", [])
@@ -199,28 +208,29 @@ def finetuning(
     setting: Setting,
     objective: str,
     name: str,
-    base: Config | None,
+    base: Config,
     source: str | None,
     seed: int,
     rows: int,
 ) -> Config:
     """One fine-tune of an arm's trunk on a task, scored once, at its end."""
     trunk = setting.trunk(MASKED if source is None else objective)
-    if base is None:
-        data = Texts(train="stdlib:areas-train", dev="stdlib:areas-dev")
-        task, evals, track = Classify(), (HeldOut(),), "dev/macro_f1"
-    else:
-        data, task, evals = base.data, base.task, base.evals
-        track = base.track or "dev/accuracy"
-    shared = {"tokenizer": setting.data.tokenizer, "max_length": setting.data.max_length}
+    data = dataclasses.replace(
+        base.data,
+        limit=rows,
+        shapes=1,
+        tokenizer=setting.data.tokenizer,
+        max_length=setting.data.max_length,
+    )
+    track = base.track or "dev/accuracy"
     return Config(
         name=f"{objective.replace(' ', '-')}-{name}-{seed}",
-        task=task.clone(backbone=trunk, pool="mean", pooler=False),
-        data=dataclasses.replace(data, limit=rows, shapes=1, **shared),
+        task=base.task.clone(backbone=trunk, pool="mean", pooler=False),
+        data=data,
         optim=Optim(learning_rate=setting.tune_rate, warmup=0.1, weight_decay=0.01),
         steps=setting.tune_steps,
         batch_size=16,
-        evals=evals,
+        evals=base.evals,
         track=track,
         eval_every=setting.tune_steps,
         save_every=setting.tune_steps,
@@ -262,7 +272,7 @@ def page(arms: Arms, costs: dict[str, list[dict[str, float]]], run: Runner) -> P
     """Scores, tests against the untrained trunk and masked LM, and what each objective cost."""
     pairs = [(one, NONE) for one in costs]
     pairs += [(one, MASKED) for one in costs if MASKED in costs and one != MASKED]
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for objective, found in costs.items():
         facts = {name: [one[name] for one in found] for name in found[0]}
         seconds, loss = Summary.of(facts["seconds"]), Summary.of(facts["loss"])

@@ -60,11 +60,11 @@ def test_trunks_are_of_equal_size() -> None:
     texts = objectives.Texts(tokenizer="stdlib:4000", max_length=64)
     setting = objectives.Setting(texts, width=128, depth=2, steps=1, tune_steps=1)
     row = jax.numpy.ones((1, 8), "int32")
-    batch = {name: row for name in ("tokens", "segments", "positions", "types")}
+    batch = dict.fromkeys(("tokens", "segments", "positions", "types"), row)
     sizes = {}
     for objective in objectives.OBJECTIVES:
         trunk = setting.trunk(objective)
-        shapes = jax.eval_shape(lambda key: trunk.init(key, batch)["params"], jax.random.key(0))
+        shapes = jax.eval_shape(trunk.init, jax.random.key(0), batch)
         sizes[objective] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     masked = sizes.pop(objectives.MASKED)
     assert abs(sizes.pop(objectives.PERMUTED) / masked - 1) < 0.01

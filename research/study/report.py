@@ -94,6 +94,7 @@ def _headline(record: Record) -> list[Block]:
         costs["wall time"] = duration(seconds)
         if "examples" in result:
             costs["examples a second"] = round(result["examples"] / seconds, 1)
+            costs["tokens a second"] = round(result["tokens"] / seconds)
     if result.get("peak_memory_mb"):
         costs["peak memory"] = f"{result['peak_memory_mb']:,.0f} MB"
     if result.get("checkpoint"):

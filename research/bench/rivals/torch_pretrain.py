@@ -85,12 +85,15 @@ class Replaced(torch.nn.Module):
 def inputs_of(kind, tokenizer):
     """Lists of ids to the arguments of a model, with labels."""
     collators = {
-        "masked": dict(mlm=True, mlm_probability=0.15),
+        "masked": {"mlm": True, "mlm_probability": 0.15},
         # All hidden tokens of ELECTRA's generator are shown as the mask.
-        "replaced": dict(
-            mlm=True, mlm_probability=0.15, mask_replace_prob=1.0, random_replace_prob=0.0
-        ),
-        "causal": dict(mlm=False),
+        "replaced": {
+            "mlm": True,
+            "mlm_probability": 0.15,
+            "mask_replace_prob": 1.0,
+            "random_replace_prob": 0.0,
+        },
+        "causal": {"mlm": False},
     }
     if kind != "permutation":
         collate = transformers.DataCollatorForLanguageModeling(tokenizer, **collators[kind])
