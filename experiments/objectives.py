@@ -153,7 +153,7 @@ def study(
     setting = Setting(texts, width, depth, steps, tune_steps)
     if wrong := set(objectives) - set(OBJECTIVES):
         raise ConfigError(f"objectives: no {sorted(wrong)[0]!r}; there are {', '.join(OBJECTIVES)}")
-    given = {name: base for name, base in (labelled(task) for task in tasks)}
+    given = dict(labelled(task) for task in tasks)
     arms = Arms("score")
     costs: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
