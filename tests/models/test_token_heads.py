@@ -100,7 +100,7 @@ def test_modernbert_has_a_dense_layer_under_every_token(tmp_path: Path, kind: st
     trunk = exact(pretrained.trunk(directory))
     task: Any = Tag(backbone=trunk, labels=LABELS) if kind == "Tag" else Answer(backbone=trunk)
     assert not pretrained.fits(directory, task)
-    task = task.clone(pooler=True)
+    task = task.clone(token_pooler=True)
     assert pretrained.fits(directory, task)
     method = "emissions" if kind == "Tag" else "logits"
     params, account = load(directory, task, "modernbert", method)
@@ -117,4 +117,4 @@ def test_modernbert_has_a_dense_layer_under_every_token(tmp_path: Path, kind: st
     again, _ = load(tmp_path / "out", task, "modernbert", method)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     with pytest.raises(ConfigError, match="has a dense layer under its head"):
-        pretrained.save(tmp_path / "other", task.clone(pooler=False), params, file)
+        pretrained.save(tmp_path / "other", task.clone(token_pooler=False), params, file)

@@ -205,7 +205,7 @@ def test_heads_are_read_and_written(tmp_path: Path, family: str, name: str) -> N
     task = TASKS[name].clone(backbone=exact(tmp_path / "in"))
     if family.startswith("modernbert") and name in PER_TOKEN:
         assert not pretrained.fits(tmp_path / "in", task)
-        task = task.clone(pooler=True)
+        task = task.clone(token_pooler=True)
     if family == "modernbert-mean" and name in ("ForSequenceClassification", "ForMultipleChoice"):
         assert not pretrained.fits(tmp_path / "in", task)
         task = task.clone(pool="mean")

@@ -114,9 +114,9 @@ def tagging(name: str, task: Any, *, pooler: bool = False) -> dict[str, Any]:
 
 def answering(name: str, task: Any, *, pooler: bool = False) -> dict[str, Any]:
     """The check that there is a `pooler` under the head of every token, or none."""
-    if task.pooler != pooler:
+    if task.token_pooler != pooler:
         raise ConfigError(
             f"export: {name} has {'a' if pooler else 'no'} dense layer under its head, but the "
-            f"task has pooler={task.pooler}"
+            f"task has token_pooler={task.token_pooler}"
         )
     return {}
