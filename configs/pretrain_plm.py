@@ -1,7 +1,7 @@
 """Permutation-language-model pre-training of a small XLNet on any text (Yang et al., 2019).
 
     launch.py train configs/pretrain_plm.py                           the standard library's English
-    ... --data.train 'corpus/*.txt.gz'                                your own, one passage a line
+    ... --data.train 'corpus/*.txt.gz' --data.dev held-out.txt        your own, one passage a line
     ... --data.tokenizer DIR --task.backbone.spec.vocab-size 32000    with a tokenizer of your own
     ... --task.spans 5                                                stretches of 1 to 5 tokens
 
@@ -15,6 +15,7 @@ runs/pretrain_plm --task.pool last.
 
 from research.config import Config
 from research.data.texts import Texts
+from research.evaluate import HeldOut
 from research.models.xlnet import XLNet, XLNetSpec
 from research.optim import Optim
 from research.tasks.permutation import PermutationLM
@@ -28,6 +29,7 @@ def config() -> Config:
         ),
         data=Texts(
             train="stdlib:passages",
+            dev="stdlib:areas-dev",
             label=None,
             tokenizer="stdlib:6000",
             max_length=64,
@@ -36,6 +38,7 @@ def config() -> Config:
         optim=Optim(learning_rate=1e-3, warmup=0.1, weight_decay=0.01),
         steps=500,
         batch_size=64,
+        evals=(HeldOut(split="dev"),),
+        eval_every=250,
         log_every=20,
-        save_every=250,
     )

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from research import sharding
 from research.errors import ConfigError, PreemptedError
+from research.models.spec import check_tables
 from research.programs import Program
 
 
@@ -36,8 +37,11 @@ class Model:
     stop: Callable[[], bool] = lambda: False
 
     def open(self, split: str, batch_size: int) -> Any:
-        """A split in its order, laid out for this mesh."""
-        return open_split(self.data, split, batch_size, sharding.row_shards(self.mesh))
+        """A split in its order, laid out for this mesh. Raises ConfigError for examples that the
+        trunk has no tables for."""
+        batches = open_split(self.data, split, batch_size, sharding.row_shards(self.mesh))
+        check_tables(getattr(self.task, "backbone", None), batches.examples.encoded)
+        return batches
 
 
 class Evaluator(Protocol):

@@ -22,6 +22,7 @@ from research.data import vocabulary
 from research.data.vectors import fill_table
 from research.errors import ConfigError
 from research.models import pretrained
+from research.models.spec import check_tables
 from research.strategies.merge import merge, unmerged
 
 FULL = Full()
@@ -90,9 +91,10 @@ def tokenizer_of(source: str) -> str:
 
 def open_training(config: Config, mesh: Mesh) -> Any:
     """The training stream of a resolved config, laid out for the mesh and for what a step cuts its
-    rows into: micro-batches, or a task's own `chunks`."""
+    rows into: micro-batches, or a task's own `chunks`. Raises ConfigError for examples that the
+    trunk has no tables for."""
     pieces = config.microbatches * getattr(config.task, "chunks", 1)
-    return config.data.open(
+    batches = config.data.open(
         "train",
         config.batch_size,
         steps=config.steps,
@@ -100,6 +102,8 @@ def open_training(config: Config, mesh: Mesh) -> Any:
         multiple=sharding.row_shards(mesh) * pieces,
         host=(jax.process_index(), jax.process_count()),
     )
+    check_tables(getattr(config.task, "backbone", None), batches.examples.encoded)
+    return batches
 
 
 def initialize(task: nn.Module, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, Any]:

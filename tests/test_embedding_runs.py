@@ -55,6 +55,7 @@ def bert(folder: Path) -> Path:
         *(f"{spec}.vocab-size", "80", f"{spec}.width", "16", f"{spec}.depth", "1"),
         *(f"{spec}.hidden", "32", f"{spec}.max-positions", "32", f"{spec}.token-types", "2"),
         *("--data.train", str(folder / "texts.txt"), "--data.text", "text"),
+        *("--data.dev", str(folder / "texts.txt")),
         *("--data.tokenizer", str(folder / "tokenizer.json"), "--data.max-length", "16"),
         *("--batch-size", "8", "--data.shapes", "1", "--steps", "2", "--save-every", "2"),
     ]

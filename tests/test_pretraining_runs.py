@@ -21,10 +21,15 @@ LINES = [
     for c in ("town", "rivers", "snow")
 ]
 READ = {
-    "mlm": (),
+    "mlm": ("dev/loss", "dev/pseudo_perplexity"),
     "clm": ("dev/perplexity", "dev/bits_per_byte"),
-    "rtd": (),
-    "mixture": ("dev/loss", "dev/causal_bits_per_byte", "dev/spans_loss"),
+    "rtd": ("dev/detection_loss", "dev/detection_accuracy", "dev/replaced"),
+    "mixture": (
+        "dev/loss",
+        "dev/causal_bits_per_byte",
+        "dev/spans_loss",
+        "dev/spans_pseudo_perplexity",
+    ),
     "sop": ("dev/order_accuracy", "dev/unmasked_order_accuracy", "dev/pseudo_perplexity"),
 }
 
@@ -46,10 +51,15 @@ def train(name: str, folder: Path, *more: str) -> Path:
         if name == "pretrain_rtd":
             small = {"heads": "1", "hidden": "16"}.get(option, value)
             flags += [f"--task.generator.spec.{option}", small]
-    flags += ["--data.train", text, "--data.tokenizer", str(folder / "tokenizer.json")]
+    flags += [
+        "--data.train",
+        text,
+        "--data.dev",
+        text,
+        "--data.tokenizer",
+        str(folder / "tokenizer.json"),
+    ]
     flags += ["--steps", "4", "--batch-size", "4", "--data.shapes", "1", "--data.max-length", "24"]
-    if READ[name.removeprefix("pretrain_")]:
-        flags += ["--data.dev", text]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert launch.main(flags) == 0

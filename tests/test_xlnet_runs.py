@@ -64,7 +64,7 @@ def flags(home: Path, folder: Path) -> list[str]:
 
 def test_permutations_are_learned_and_fine_tuned(home: Path, tmp_path: Path) -> None:
     """The config of pre-training, shrunk, and a classifier that starts from its run."""
-    common = flags(home, tmp_path)
+    common = [*flags(home, tmp_path), "--data.dev", str(home / "dev.tsv")]
     small = [
         "--data.tokenizer", str(home / "tokenizer.json"), "--task.share", "3", "--task.spans", "2",
         "--steps", "60", "--log-every", "10", "--save-every", "60", "--optim.learning-rate", "1e-2",
@@ -80,8 +80,7 @@ def test_permutations_are_learned_and_fine_tuned(home: Path, tmp_path: Path) -> 
     assert losses[-1] < losses[0] - 0.3
     assert load(run).task.special_ids == tuple(range(7))
 
-    more = ["--data.dev", str(home / "dev.tsv"), "--init-from", str(run), "--epochs", "1"]
-    arguments = ["train", "configs/sst2.py", *common, *more]
+    arguments = ["train", "configs/sst2.py", *common, "--init-from", str(run), "--epochs", "1"]
     assert launch.main(arguments) == 2  # <cls> is last.
     assert launch.main([*arguments, "--task.pool", "last"]) == 0
     assert isinstance(load(tmp_path / "sst2").task.backbone, XLNet)

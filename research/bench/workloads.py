@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from research import entities, metrics, spans
+from research.config import Config
 from research.data.batches import Examples
 from research.data.questions import Questions
 from research.data.tagged import Tagged
@@ -26,9 +27,9 @@ Score = Callable[[list[Any], list[Row]], float]
 class Workload:
     """One fine-tune on both sides.
 
-    `config` is a file of configs/, `rival` a script of rivals/ that is called with `kind`; `told`
-    gives a row as the rival reads it; `score` is `metric`, our result's, of the rival's outputs and
-    the rows of dev; `same` are overrides that make our head the rival's.
+    `config` is a file of configs/, `rival` a script of rivals/ that is called with `kind`, and
+    `against` its name; `told` gives a row as the rival reads it; `score` is `metric`, our result's,
+    of the rival's outputs and the rows of dev; `same` are overrides that make our head the rival's.
     """
 
     config: str
@@ -38,14 +39,32 @@ class Workload:
     metric: str
     score: Score
     same: tuple[str, ...] = ()
+    against: str = "Trainer"
 
-    def write(self, data: Any, folder: Path, batch_size: int, steps: int, seed: int) -> None:
-        """The rows of a run of `steps` steps in our order, every epoch anew, and those of dev."""
+    def write(self, config: Config, folder: Path, seed: int) -> None:
+        """The rows of a run in our order, every epoch anew, and those of dev."""
+        data, batch_size, steps = config.data, config.batch_size, config.steps or 0
         stream = data.open("train", batch_size, steps=steps, seed=seed)
         examples = (int(i) for step in range(steps) for i in stream.examples_of(step))
         dump(folder / f"train{seed}.jsonl", self.rows(data, "train", stream, examples))
         held = data.open("dev", batch_size)
         dump(folder / "dev.jsonl", self.rows(data, "dev", held, range(len(held.lengths))))
+
+    def arguments(self, config: Config, folder: Path, seed: int) -> list[str]:
+        """What the rival's script is called with."""
+        found = [self.kind, str(config.init_from)]
+        found += [str(folder / f"train{seed}.jsonl"), str(folder / "dev.jsonl")]
+        found += ["--seed", str(seed), "--max-length", str(config.data.max_length)]
+        found += ["--batch-size", str(config.batch_size), "--warmup", str(config.optim.warmup)]
+        found += ["--learning-rate", str(config.optim.learning_rate)]
+        if hasattr(config.data, "stride"):
+            found += ["--stride", str(config.data.stride)]
+        return found
+
+    def grade(self, outputs: list[Any], folder: Path) -> float:
+        """The score of what the rival says of dev."""
+        lines = (folder / "dev.jsonl").read_text("utf-8").splitlines()
+        return self.score(outputs, [json.loads(line) for line in lines])
 
     def rows(self, data: Any, split: str, batches: Any, examples: Any) -> Iterator[Row]:
         """Each row where its first example, a window of it say, comes up."""
@@ -105,7 +124,7 @@ def classification(config: str, metric: str, *same: str) -> Workload:
         rival="transformers_classify.py",
         kind="classify",
         told=text,
-        metric=metric,
+        metric=f"dev/{metric}",
         score=functools.partial(of_classes, metric=metric),
         same=same,
     )
@@ -138,7 +157,7 @@ WORKLOADS = {
         rival="transformers_classify.py",
         kind="regress",
         told=text,
-        metric="spearman",
+        metric="dev/spearman",
         score=of_numbers,
         same=FIRST,
     ),
@@ -149,7 +168,7 @@ WORKLOADS = {
         rival="transformers_tag.py",
         kind="tag",
         told=sentence,
-        metric="f1",
+        metric="dev/f1",
         score=of_tags,
     ),
     "squad2": Workload(
@@ -157,7 +176,7 @@ WORKLOADS = {
         rival="transformers_answer.py",
         kind="answer",
         told=question,
-        metric="f1",
+        metric="dev/f1",
         score=of_answers,
     ),
 }

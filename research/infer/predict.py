@@ -16,6 +16,7 @@ from research import evaluate, files, sharding
 from research.data.json_rows import complaint
 from research.errors import ConfigError, DataError
 from research.infer.loaded import Loaded
+from research.models.spec import check_tables
 
 CHUNK = 4096
 
@@ -54,6 +55,7 @@ def predict(
             batches = loaded.config.data.encode_rows(
                 chunk, batch_size, multiple=multiple, where=(name, first)
             )
+            check_tables(getattr(model.task, "backbone", None), batches.examples.encoded)
             _, outputs = evaluate.forward(model, batches, means=False)
             yield from model.task.decode(outputs, batches.examples)
             first += len(chunk)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from research.errors import ConfigError
 from research.models import layers
 
 
@@ -78,3 +79,22 @@ class Spec:
         if self.window is None:
             return True
         return False if self.global_every is None else number % self.global_every == 0
+
+
+def check_tables(trunk: Any, encoded: Any) -> None:
+    """Raises ConfigError for encoded examples that ask a trunk for a position or a token type which
+    its tables do not have: JAX would read another row, and say nothing."""
+    spec = getattr(trunk, "spec", None)
+    if not isinstance(spec, Spec):
+        return
+    longest, types = int(encoded.lengths.max()), 1 + int(encoded.types.max())
+    if spec.positions == "learned" and longest > spec.max_positions:
+        raise ConfigError(
+            f"an example has {longest} tokens, but the trunk has {spec.max_positions} positions: "
+            f"lower data.max_length"
+        )
+    if 0 < spec.token_types < types:
+        raise ConfigError(
+            f"the tokenizer gives its tokens {types} types, but the trunk's table has "
+            f"{spec.token_types}: their texts would be told apart by a vector that is not there"
+        )

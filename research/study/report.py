@@ -92,8 +92,9 @@ def _headline(record: Record) -> list[Block]:
     seconds = records.number(result.get("seconds", {}).get("total"))
     if seconds > 0:
         costs["wall time"] = duration(seconds)
-        if "examples" in result:
-            costs["examples a second"] = round(result["examples"] / seconds, 1)
+        for name in ("examples", "tokens"):
+            if name in result:
+                costs[f"{name} a second"] = round(result[name] / seconds, 1)
     if result.get("peak_memory_mb"):
         costs["peak memory"] = f"{result['peak_memory_mb']:,.0f} MB"
     if result.get("checkpoint"):

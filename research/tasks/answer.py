@@ -51,10 +51,11 @@ class Answer(nn.Module):
     score of a span is the sum of its two logits. Spans have at most `longest` tokens; `nbest` of
     them are told of each question. Where `unanswerable`, no answer is predicted if its score is
     more than `threshold` above that of the best span; empty, it is whether train has such
-    questions.
+    questions. `token_pooler` puts the trunk's dense layer under the head, as in ModernBERT's class.
     """
 
     backbone: Any = None
+    token_pooler: bool = False
     unanswerable: bool | None = None
     threshold: float = 0.0
     longest: int = 30
@@ -66,7 +67,8 @@ class Answer(nn.Module):
 
     def logits(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """Scores of every token as the first and as the last of the answer: float32 [B, T, 2]."""
-        return self.span(self.backbone(batch, noise=noise).astype(jnp.float32))
+        x = self.backbone(batch, noise=noise)
+        return self.span((self.backbone.pool(x) if self.token_pooler else x).astype(jnp.float32))
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:
         noise = layers.token_noise(self.make_rng("noise"), batch) if train else None

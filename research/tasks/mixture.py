@@ -34,7 +34,7 @@ class Mixture(nn.Module):
     The terms are tasks without a trunk of their own; each runs the shared one on what it makes of
     the batch, with its own noise. A causal trunk serves masked LM as well: that shows it the whole
     example by a prefix (see `layers.attention_mask`), as UL2 and GLM do (Tay et al., 2023; Du et
-    al., 2022). The first term predicts and tells.
+    al., 2022). The first term tells of single texts.
     """
 
     backbone: Any = None
@@ -46,9 +46,12 @@ class Mixture(nn.Module):
 
     @property
     def per_token(self) -> tuple[str, ...]:
-        """That of the first term."""
-        found: tuple[str, ...] = getattr(self.terms[0].task, "per_token", ()) if self.terms else ()
-        return found
+        """Those of the terms."""
+        return tuple(
+            outer(i, term.name, name)
+            for i, term in enumerate(self.terms)
+            for name in getattr(term.task, "per_token", ())
+        )
 
     def setup(self) -> None:
         names = [term.name for term in self.terms]
@@ -76,23 +79,26 @@ class Mixture(nn.Module):
         return {"loss": WeightedSum(tuple(losses), weights)} | means
 
     def predict(self, batch: Batch) -> dict[str, jax.Array]:
-        """What the first term says."""
-        outputs: dict[str, jax.Array] = self.objectives[0].predict(batch)
-        return outputs
+        """What the terms say, each but the first under names that begin with its own."""
+        return {
+            outer(i, term.name, name): value
+            for i, (term, task) in enumerate(zip(self.terms, self.objectives))
+            for name, value in task.predict(batch).items()
+        }
 
     def score(
         self, means: dict[str, float], outputs: dict[str, Any], examples: Examples
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """The weighted sum of the terms' losses over the whole split, and what each term's own
-        score makes of its means; the first term has its outputs besides."""
+        score makes of its means and outputs; details are the first term's."""
         numbers: dict[str, float] = {}
         details: dict[str, Any] = {}
         for i, term in enumerate(self.terms):
             start = f"{term.name}_"
-            own = {k.removeprefix(start): v for k, v in means.items() if k.startswith(start)}
-            scored = own
-            if i == 0:
-                scored, details = self.unbound(term.task).score(own, outputs, examples)
+            own = inner(means, start)
+            said = outputs if i == 0 else outputs | inner(outputs, start)
+            scored, found = self.unbound(term.task).score(own, said, examples)
+            details = details or found
             numbers |= {start + name: value for name, value in scored.items()}
         total = sum(term.weight * means[f"{term.name}_loss"] for term in self.terms)
         return {"loss": total} | numbers, details
@@ -111,3 +117,13 @@ class Mixture(nn.Module):
 def unset(task: nn.Module, name: str) -> bool:
     """Whether a task has a field of this name that is still open."""
     return hasattr(task, name) and getattr(task, name) in (None, ())
+
+
+def outer(number: int, term: str, name: str) -> str:
+    """The name that an output of a term has among those of the mixture."""
+    return f"{term}_{name}" if number else name
+
+
+def inner(values: dict[str, Any], start: str) -> dict[str, Any]:
+    """What is under names that begin so, without the beginning."""
+    return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}

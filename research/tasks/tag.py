@@ -27,13 +27,15 @@ class Tag(nn.Module):
     """A linear layer on the first token of every word (Devlin et al., 2019).
 
     `labels` are the tags in `scheme`, BIO or IOBES. What is told is well formed: an inner tag
-    without a beginning begins an entity, as conlleval reads it. Without `backbone` the trunk is
-    that of the config's `init_from`.
+    without a beginning begins an entity, as conlleval reads it. `token_pooler` puts the trunk's
+    dense layer under the head, as ModernBERT's class does. Without `backbone` the trunk is that of
+    the config's `init_from`.
     """
 
     backbone: Any = None
     labels: tuple[str, ...] = ()
     scheme: Literal["BIO", "IOBES"] | None = None
+    token_pooler: bool = False
     dropout: float = 0.1
     per_token = ("tags", "confidence")
     chained = False
@@ -53,6 +55,7 @@ class Tag(nn.Module):
 
     def scores_of(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
         """The same of the trunk's vectors [B, T, D]."""
+        x = self.backbone.pool(x) if self.token_pooler else x
         if noise is not None:
             x = layers.dropout(x, self.dropout, noise ^ jnp.uint32(0x4))
         return self.head(x.astype(jnp.float32))

@@ -286,7 +286,9 @@ def test_export_refuses_what_transformers_would_compute_otherwise(tmp_path):
     params, _ = load(tmp_path / "m", task, "modernbert")
     trunk = task.backbone
     for other in (Tag(backbone=trunk, labels=LABELS), Answer(backbone=trunk)):
-        refused(other, params, "a dense layer and a norm under its head, which")
+        refused(
+            other, params, "has a dense layer under its head, but the task has token_pooler=False"
+        )
         assert not pretrained.fits(tmp_path / "m", other)
     flat = flatten_dict(params, sep="/")
     del flat["backbone/block_1/attention/key/kernel"]

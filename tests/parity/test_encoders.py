@@ -14,11 +14,12 @@ from flax.traverse_util import flatten_dict
 from tokenizers import Tokenizer, models
 
 from research.models import pretrained
-from research.models.transformer import Transformer
+from research.models.transformer import Spec, Transformer
 from research.tasks.answer import Answer
 from research.tasks.choice import MultipleChoice
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
+from research.tasks.replaced import ReplacedTokens
 from research.tasks.tag import Tag
 
 pytestmark = pytest.mark.parity
@@ -93,15 +94,8 @@ TASKS: dict[str, Any] = {
     "ForQuestionAnswering": Answer(),
     "ForMaskedLM": MaskedLM(vocab_size=V, mask_id=4),
 }
-CASES = [
-    (family, name)
-    for family in KINDS
-    for name in TASKS
-    # Its classes for tokens have a layer under the head that our tasks lack.
-    if not (
-        family.startswith("modernbert") and name[3:] in ("TokenClassification", "QuestionAnswering")
-    )
-]
+PER_TOKEN = ("ForTokenClassification", "ForQuestionAnswering")
+CASES = [(family, name) for family in KINDS for name in TASKS]
 
 
 @pytest.fixture(autouse=True)
@@ -209,6 +203,9 @@ def test_heads_are_read_and_written(tmp_path: Path, family: str, name: str) -> N
     batch = batch_of(inputs, choices)
     expected = expected_of(model, inputs, choices)
     task = TASKS[name].clone(backbone=exact(tmp_path / "in"))
+    if family.startswith("modernbert") and name in PER_TOKEN:
+        assert not pretrained.fits(tmp_path / "in", task)
+        task = task.clone(token_pooler=True)
     if family == "modernbert-mean" and name in ("ForSequenceClassification", "ForMultipleChoice"):
         assert not pretrained.fits(tmp_path / "in", task)
         task = task.clone(pool="mean")
@@ -231,6 +228,38 @@ def test_heads_are_read_and_written(tmp_path: Path, family: str, name: str) -> N
     back = task.clone(backbone=exact(tmp_path / "out"))
     assert back == task
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "out", back, batch)[0], params)
+
+
+def test_electra_for_pre_training_is_read_and_written(tmp_path: Path) -> None:
+    model = random_model("electra", "ForPreTraining")
+    model.save_pretrained(tmp_path / "in")
+    inputs = inputs_of("electra")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    batch = batch_of(inputs)
+    generator = Transformer(Spec(vocab_size=V, width=8, depth=1, heads=1, hidden=8))
+    trunk = exact(tmp_path / "in")
+    task = ReplacedTokens(backbone=trunk, generator=generator, vocab_size=V, mask_id=4)
+
+    def initial(key: jax.Array) -> Any:
+        return task.init({"params": key}, batch, method="detect")["params"]
+
+    abstract = jax.eval_shape(initial, jax.random.key(0))
+    drawn = {"bias": jnp.zeros(V)}
+    params, account = pretrained.load(
+        tmp_path / "in", abstract, fresh=lambda paths: {path: drawn[path] for path in paths}
+    )
+    assert account.unused == () and account.fresh == ("bias",)
+    got = jax.jit(lambda p, b: task.apply({"params": p}, b, method="detect"))(params, batch)
+    mask = np.asarray(inputs["attention_mask"])
+    np.testing.assert_allclose(got * mask, expected.numpy() * mask, atol=1e-4, rtol=0)
+    file = tokenizer_file(tmp_path / "t.json", 0)
+    assert pretrained.save(tmp_path / "out", task, params, file) == ("bias",)
+    auto = transformers.AutoModelForPreTraining
+    again, report = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()) and type(again) is type(model), report
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**inputs).logits, expected)
 
 
 @pytest.mark.parametrize("scan", [False, True])

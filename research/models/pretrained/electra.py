@@ -40,18 +40,28 @@ FAMILY = Family(
     to_spec=to_spec,
     to_config=to_config,
     trunk=Architecture(name="ElectraModel", prefixed=False),
-    tasks=heads.tasks(
-        "Electra",
-        head="classifier.out_proj",
-        pooler=dense("backbone/pooler", "classifier.dense"),
-        choice_pooler=dense("backbone/pooler", "sequence_summary.summary"),
-        choice_dropout="summary_last_dropout",
-        words=(
-            *dense("transform", "generator_predictions.dense"),
-            *norm("norm", "generator_predictions.LayerNorm"),
-            Rule("bias", "generator_lm_head.bias"),
+    tasks={
+        **heads.tasks(
+            "Electra",
+            head="classifier.out_proj",
+            pooler=dense("backbone/pooler", "classifier.dense"),
+            choice_pooler=dense("backbone/pooler", "sequence_summary.summary"),
+            choice_dropout="summary_last_dropout",
+            words=(
+                *dense("transform", "generator_predictions.dense"),
+                *norm("norm", "generator_predictions.LayerNorm"),
+                Rule("bias", "generator_lm_head.bias"),
+            ),
         ),
-    ),
+        # The discriminator; the generator is a model of its own there.
+        "ReplacedTokens": Architecture(
+            name="ElectraForPreTraining",
+            rules=(
+                *dense("detector", "discriminator_predictions.dense"),
+                *dense("detection", "discriminator_predictions.dense_prediction"),
+            ),
+        ),
+    },
     renames=bert.RENAMES,
     buffers=bert.BUFFERS,
     tied=(r"^generator_lm_head\.weight$",),

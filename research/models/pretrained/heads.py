@@ -27,16 +27,16 @@ def tasks(
     dropout: str | None = "classifier_dropout",
     choice_dropout: str | None = "classifier_dropout",
     tag_dropout: str | None = "classifier_dropout",
+    token_pooler: tuple[Rule, ...] = (),
     mean: bool = False,
-    per_token: bool = True,
 ) -> dict[str, Architecture]:
     """What a family's tasks are exported as; `kin` begins the names of its classes.
 
     `words` are the rules of masked language modelling, `head` the layer that gives the logits of a
     sequence. `pooler` and `choice_pooler` are rules of the layer under it where it is no part of
-    the family's trunk. The dropouts are keys of config.json, None where the class takes the
-    trunk's. `mean` pooling may be expressed; without `per_token` the classes for tokens have a
-    dense layer that our tasks lack.
+    the family's trunk, `token_pooler` those of a family that has one for every token. The dropouts
+    are keys of config.json, None where the class takes the trunk's. `mean` pooling may be
+    expressed.
     """
     decisive = {"classifier_pooling": "cls"} if mean else {}
 
@@ -48,14 +48,11 @@ def tasks(
         return Architecture(name=kin + name, rules=rules, facts=facts, decisive=decisive, **more)
 
     def tagged(task: Any) -> dict[str, Any]:
-        if not per_token:
-            refuse(f"{kin}ForTokenClassification", task)
-        return tagging(f"{kin}ForTokenClassification", task) | dropped(tag_dropout, task)
+        name = f"{kin}ForTokenClassification"
+        return tagging(name, task, pooler=bool(token_pooler)) | dropped(tag_dropout, task)
 
     def answered(task: Any) -> dict[str, Any]:
-        if not per_token:
-            refuse(f"{kin}ForQuestionAnswering", task)
-        return {}
+        return answering(f"{kin}ForQuestionAnswering", task, pooler=bool(token_pooler))
 
     rules = (*pooler, *dense("head", head))
     return {
@@ -67,10 +64,14 @@ def tasks(
             "ForMultipleChoice", choice_dropout, (*choice_pooler, *dense("head", "classifier"))
         ),
         "Answer": Architecture(
-            name=f"{kin}ForQuestionAnswering", rules=dense("span", "qa_outputs"), facts=answered
+            name=f"{kin}ForQuestionAnswering",
+            rules=(*token_pooler, *dense("span", "classifier" if token_pooler else "qa_outputs")),
+            facts=answered,
         ),
         "Tag": Architecture(
-            name=f"{kin}ForTokenClassification", rules=dense("head", "classifier"), facts=tagged
+            name=f"{kin}ForTokenClassification",
+            rules=(*token_pooler, *dense("head", "classifier")),
+            facts=tagged,
         ),
         "MaskedLM": Architecture(name=f"{kin}ForMaskedLM", rules=words),
     }
@@ -101,19 +102,21 @@ def named(task: Any) -> dict[str, Any]:
     }
 
 
-def tagging(name: str, task: Any) -> dict[str, Any]:
+def tagging(name: str, task: Any, *, pooler: bool = False) -> dict[str, Any]:
     """The names of the tags, of a task that chooses each by itself and nothing besides."""
     if task.chained or hasattr(task, "intents"):
         raise ConfigError(
             f"export: {name} chooses every tag by itself and nothing besides, which is Tag, not "
             f"{type(task).__name__}"
         )
-    return named(task)
+    return answering(name, task, pooler=pooler) | named(task)
 
 
-def refuse(name: str, task: Any) -> None:
-    """Raises ConfigError: the class computes what the task does not."""
-    raise ConfigError(
-        f"export: {name} has a dense layer and a norm under its head, which "
-        f"{type(task).__name__} lacks"
-    )
+def answering(name: str, task: Any, *, pooler: bool = False) -> dict[str, Any]:
+    """The check that there is a `pooler` under the head of every token, or none."""
+    if task.token_pooler != pooler:
+        raise ConfigError(
+            f"export: {name} has {'a' if pooler else 'no'} dense layer under its head, but the "
+            f"task has token_pooler={task.token_pooler}"
+        )
+    return {}

@@ -140,8 +140,8 @@ FAMILY = Family(
         "ModernBert",
         pooler=POOLER,
         choice_pooler=POOLER,
+        token_pooler=POOLER,
         mean=True,
-        per_token=False,
         words=(
             *dense("transform", "head.dense"),
             *norm("norm", "head.norm"),

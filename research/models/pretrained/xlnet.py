@@ -8,7 +8,7 @@ from typing import Any
 from research.errors import ConfigError
 from research.models.pretrained.bert import ACTIVATIONS, NAMES
 from research.models.pretrained.family import Architecture, Family, Rule, Settings, dense, norm
-from research.models.pretrained.heads import named, tagging
+from research.models.pretrained.heads import answering, named, tagging
 from research.models.xlnet import XLNet, XLNetSpec
 
 BLOCK, LAYER = "backbone/block_{i}", "transformer.layer.{i}"
@@ -125,7 +125,9 @@ FAMILY = Family(
             facts=pooled,
         ),
         "Answer": Architecture(
-            name="XLNetForQuestionAnsweringSimple", rules=dense("span", "qa_outputs")
+            name="XLNetForQuestionAnsweringSimple",
+            rules=dense("span", "qa_outputs"),
+            facts=functools.partial(answering, "XLNetForQuestionAnsweringSimple"),
         ),
         "Tag": Architecture(
             name="XLNetForTokenClassification",

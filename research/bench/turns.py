@@ -1,4 +1,4 @@
-"""Fine-tuning from a Hugging Face directory, beside Hugging Face's own Trainer."""
+"""Ours and a rival in turn, each in a process of its own: medians, ranges and ratios."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from research import initialize, runs
+from research.bench.pretraining import PRETRAINING, Pretraining
 from research.bench.workloads import WORKLOADS, Workload
 from research.config import Config, load_config
 from research.errors import ConfigError
@@ -21,23 +22,26 @@ from research.study.table import Table
 
 ROOT = Path(__file__).parents[2]
 RIVALS = Path(__file__).parent / "rivals"
+EVERY: dict[str, Workload | Pretraining] = {**WORKLOADS, **PRETRAINING}
 UNITS = {
     "examples_per_second": "examples/s",
     "tokens_per_second": "real tokens/s",
     "first_step_seconds": "first step, s",
     "total_seconds": "everything, s",
     "peak_memory_mb": "peak MB",
-    "score": "dev",
+    "score": "",
 }
-# The config of a workload, scored once, after the last step, and without thresholds tuned on dev.
+# The config of a workload, scored once, after the last step, and without thresholds tuned on dev;
+# the means of training are those of all steps.
 CONFIG = """
 import dataclasses
 from research.config import load
 from research.evaluate import HeldOut
 
 def config():
-    evals = (HeldOut(split="dev"),)
-    return dataclasses.replace(load({file!r})(), evals=evals, track=None, eval_every=10**9)
+    evals = (HeldOut(split="dev"),) if {scored} else ()
+    never = {{"eval_every": 10**9, "save_every": 10**9, "log_every": 10**9}}
+    return dataclasses.replace(load({file!r})(), evals=evals, track=None, **never)
 """
 
 
@@ -45,7 +49,7 @@ def config():
 class Bench:
     """One workload with its settings, in a folder of its own."""
 
-    workload: Workload
+    workload: Workload | Pretraining
     config: Config
     overrides: tuple[str, ...]
     rival_python: str
@@ -65,56 +69,52 @@ class Bench:
             "first_step_seconds": result["first_step_seconds"],
             "total_seconds": total,
             "peak_memory_mb": result["peak_memory_mb"],
-            "score": result["metrics"][f"dev/{self.workload.metric}"],
+            "score": result["metrics"][self.workload.metric],
         }
 
     def theirs(self, seed: int, *more: str) -> dict[str, float]:
-        """Hugging Face Trainer on the same rows, with its default settings."""
-        config, dev = self.config, self.folder / "dev.jsonl"
-        command = [self.rival_python, str(RIVALS / self.workload.rival), self.workload.kind]
-        command += [str(config.init_from), str(self.folder / f"train{seed}.jsonl"), str(dev)]
-        command += ["--seed", str(seed), "--max-length", str(config.data.max_length)]
-        command += ["--batch-size", str(config.batch_size), "--warmup", str(config.optim.warmup)]
-        command += ["--learning-rate", str(config.optim.learning_rate)]
-        if hasattr(config.data, "stride"):
-            command += ["--stride", str(config.data.stride)]
+        """The rival on the same rows, with its default settings."""
+        command = [self.rival_python, str(RIVALS / self.workload.rival)]
+        command += self.workload.arguments(self.config, self.folder, seed)
         output, total = call([*command, *more], {"HF_HUB_OFFLINE": "1"})
         found = json.loads(output.splitlines()[-1])
-        rows = [json.loads(line) for line in dev.read_text("utf-8").splitlines()]
-        score = self.workload.score(found.pop("outputs"), rows)
+        score = self.workload.grade(found.pop("outputs"), self.folder)
         return found | {"score": score, "total_seconds": total}
 
     def steelman(self, seed: int) -> dict[str, float]:
-        """Hugging Face Trainer with the best settings found for a CPU."""
+        """The rival with the best settings found for a CPU."""
         return self.theirs(seed, "--steelman")
 
 
 def main(arguments: list[str]) -> None:
-    """`bench WORKLOAD --init-from DIR --data.train FILES --data.dev FILE [OVERRIDES]`: a table."""
+    """`bench WORKLOAD [OVERRIDES]`: a table. Fine-tuning needs --init-from DIR, --data.train and
+    --data.dev."""
     parser = argparse.ArgumentParser(prog="launch.py bench", allow_abbrev=False)
-    parser.add_argument("workload", choices=sorted(WORKLOADS))
+    parser.add_argument("workload", choices=sorted(EVERY))
     parser.add_argument("--rounds", type=int, default=3, help="seeds, one a round")
     parser.add_argument("--steelman", action="store_true", help="also the rival's best settings")
     parser.add_argument("--rival-python", default=sys.executable, help="a Python with torch")
     parser.add_argument("--to", help="where to keep all numbers as JSON")
     options, given = parser.parse_known_args(arguments)
-    workload = WORKLOADS[options.workload]
+    workload = EVERY[options.workload]
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = ROOT / "configs" / f"{workload.config}.py"
-        (folder / "config.py").write_text(CONFIG.format(file=str(file)), encoding="utf-8")
+        (folder / "config.py").write_text(
+            CONFIG.format(file=str(file), scored=workload.metric.startswith("dev/")),
+            encoding="utf-8",
+        )
         overrides = (*workload.same, *given)
         config = load_config(
             folder / "config.py", list(overrides), f"launch.py bench {options.workload}"
         )
         bench = Bench(workload, initialize.resolve(config), overrides, options.rival_python, folder)
-        sides = {"Graft": bench.ours, "Trainer, default": bench.theirs}
+        sides = {"Graft": bench.ours, f"{workload.against}, default": bench.theirs}
         if options.steelman:
-            sides["Trainer, steelman"] = bench.steelman
+            sides[f"{workload.against}, steelman"] = bench.steelman
         for seed in range(options.rounds):
-            steps = bench.config.steps or 0
-            workload.write(bench.config.data, folder, config.batch_size, steps, seed)
+            workload.write(bench.config, folder, seed)
             for side, measure in sides.items():
                 found.setdefault(side, []).append(measure(seed))
                 print(f"round {seed + 1}, {side}: {found[side][-1]}", file=sys.stderr, flush=True)
@@ -128,7 +128,7 @@ def table(found: dict[str, list[dict[str, float]]], metric: str) -> Table:
     """Medians and ranges a side, and the ratio of ours to each rival's, round by round."""
     rows = []
     for name, unit in UNITS.items():
-        row = [f"{unit} {metric}" if name == "score" else unit]
+        row = [metric if name == "score" else unit]
         mine = [one[name] for one in found["Graft"]]
         for side, results in found.items():
             values = [one[name] for one in results]
