@@ -26,7 +26,9 @@ class Program:
     def compiled(self, state: Any, batch: Any, key: Any) -> jax.stages.Compiled:
         """The executable for arguments of these shapes; arrays or ShapeDtypeStructs."""
         shapes = tuple(sorted((name, tuple(x.shape)) for name, x in batch.items()))
-        layout = jax.tree.leaves(state)[0].sharding
+        # Equal tasks may have unequal trees: a strategy adds leaves to them.
+        leaves, tree = jax.tree.flatten(state)
+        layout = (tree, tuple(leaf.shape for leaf in leaves), leaves[0].sharding)
         if (shapes, layout) not in self.executables:
             started = time.monotonic()
             jitted = jax.jit(self.function)

@@ -1,4 +1,4 @@
-"""Plans and reproductions of studies: what is planned is what is run, and what is run comes again."""
+"""Plans of studies name what is then run; what was run comes again, or is found out."""
 
 from __future__ import annotations
 
