@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.corpora import ON_DEV, Corpus, corpus, cut
+from experiments.corpora import ON_DEV, Corpus, corpus, cut, fewest
 from research.adapt import Strategy
 from research.config import Config
 from research.optim import Optim
 from research.strategies import Full, HeadOnly
 from research.study.arms import Arms
-from research.study.page import Facts, Heading, Page, Text
+from research.study.page import Block, Facts, Heading, Page, Text
 from research.study.runner import PLANNED, Runner
 from research.tasks.classify import Classify
 from research.tasks.simcse import SimCSE
@@ -50,8 +50,8 @@ def study(
     seeds: int = 5,
     small: bool = False,
 ) -> Page:
-    """`shots` rows of each label, drawn by the seed; a label that has fewer bounds them. `steps` by
-    cross entropy, after `first_steps` of what goes before it."""
+    """`shots` rows of each label, drawn by the seed; a task with a label of fewer is left out
+    there. `steps` by cross entropy, after `first_steps` of what goes before it."""
     if small:
         data, seeds, shots, dev = data[:1], min(seeds, 2), shots[:1], min(dev or 200, 200)
         steps, first_steps = min(steps, 20), min(first_steps, 10)
@@ -60,7 +60,7 @@ def study(
         source, _ = cut(run, corpus(given), train=None, dev=dev)
         arms = Arms(f"{source.name}, {source.metric} on dev")
         all_arms.append(arms)
-        for k in shots:
+        for k in [k for k in shots if k <= fewest(source)]:
             for seed in range(seeds):
                 texts = dataclasses.replace(source.data, shots=k, shot_seed=seed)
                 drawn = dataclasses.replace(source, data=texts)
@@ -68,14 +68,14 @@ def study(
                     config = one(drawn, name, Full(), init_from, steps, learning_rate)
                     config = dataclasses.replace(config, task=task)
                     arms.add(name, f"{k}", source.score(run(config).metrics))
-                for name, (task, adapt) in FIRST.items():
+                for name, (contrast, adapt) in FIRST.items():
                     before = one(drawn, f"{name}, first", Full(), init_from, first_steps, 5e-5)
-                    before = dataclasses.replace(before, task=task, evals=())
+                    before = dataclasses.replace(before, task=contrast, evals=())
                     path = str(run(before).path)
                     rate = linear_rate if name == LINEAR else learning_rate
                     config = one(drawn, name, adapt, path, steps, rate)
                     arms.add(name, f"{k}", source.score(run(config).metrics))
-    return PLANNED if run.dry else page(run, all_arms, shots)
+    return PLANNED if run.dry else page(run, all_arms)
 
 
 def one(
@@ -99,17 +99,17 @@ def one(
     )
 
 
-def page(run: Runner, all_arms: list[Arms], shots: tuple[int, ...]) -> Page:
+def page(run: Runner, all_arms: list[Arms]) -> Page:
     """Each task by itself: scores, curves over labels, tests against cross entropy."""
-    blocks: list = [
+    blocks: list[Block] = [
         Heading("Result"),
         Text("Score on dev after the last step; columns are labels a class."),
     ]
-    at = {f"{k}": float(k) for k in shots}
     for arms in all_arms:
+        at = {condition: float(condition) for condition in arms.conditions}
         pairs = [(name, PLAIN) for name in arms.arms if name != PLAIN]
         blocks += [arms.table(arms.metric)]
-        if len(shots) > 1:
+        if len(at) > 1:
             blocks += [arms.curve(arms.metric, "labels a class", at, "Mean ± sd over seeds.")]
         blocks += [arms.tests(f"{arms.metric}: each minus {PLAIN}, paired by seed", pairs)]
     seeds = max(len(values) for arms in all_arms for values in arms.scores.values())

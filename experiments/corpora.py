@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,3 +94,10 @@ def labels_first(rows: list[Row], label: str) -> list[Row]:
         (later if row[label] in seen else first).append(row)
         seen.add(row[label])
     return first + later
+
+
+def fewest(source: Corpus) -> int:
+    """The rows of train that the rarest label has."""
+    label = str(source.data.label)
+    rows = read_rows(source.data.train, columns=source.data.columns, need=(label,))
+    return min(Counter(row[label] for row in rows).values())
