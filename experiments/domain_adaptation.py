@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from experiments.corpora import ON_DEV
+from research import sharding
 from research.config import Config
 from research.data.formats import Row
 from research.data.sources import read_rows
@@ -213,9 +214,10 @@ def weighted(setting: Setting, pair: str, data: Texts, texts: list[Row]) -> tupl
     loaded = load(found.path)
     model = loaded.model()
     with jax.set_mesh(model.mesh):
-        vectors, _ = features.encode(
-            model, loaded.config.data.encode_rows([row["text"] for row in rows + texts])
-        )
+        asked = [row["text"] for row in rows + list(texts)]
+        shards = sharding.row_shards(model.mesh)
+        batches = loaded.config.data.encode_rows(asked, multiple=shards)
+        vectors, _ = features.encode(model, batches)
     domain = np.repeat([0, 1], [len(rows), len(texts)])
     judge = LogisticRegression(C=1.0, max_iter=2000, class_weight="balanced")
     chance = cross_val_predict(judge, vectors, domain, cv=5, method="predict_proba")[:, 1]

@@ -27,7 +27,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def run_study(name: str, folder: Path, **knobs: Any) -> tuple[str, Runner]:
+def run_study(name: str, folder: Path, /, **knobs: Any) -> tuple[str, Runner]:
     """What the page says, and the runs."""
     runner = Runner(folder / name, progress=False)
     page = configs.load(f"experiments/{name}.py", "study")(runner, **knobs)
@@ -102,7 +102,7 @@ def given(topics: Path) -> str:
     return f"banking77;{file};{file}"
 
 
-def plan_of(name: str, folder: Path, **knobs: Any) -> set[str]:
+def plan_of(name: str, folder: Path, /, **knobs: Any) -> set[str]:
     """The names of all runs that a study would make, and none is made."""
     runner = Runner(folder / name, dry=True)
     configs.load(f"experiments/{name}.py", "study")(runner, **knobs)
@@ -223,7 +223,7 @@ def test_target_labels_are_read_by_evaluation_only(tmp_path: Path) -> None:
     believed = (first.path / "books-dvd-believed-0.jsonl").read_text().splitlines()
     assert len(rows) < len(believed) <= len(rows) + 28
     assert "proxy A-distance" in plain and "DAPT" in turned
-    with pytest.raises(DataError, match="dvd.task.train"):
+    with pytest.raises(DataError, match=r"dvd\.task\.train"):
         run_study("domain_adaptation", tmp_path / "c", folder=str(one), **knobs)
 
 
