@@ -2,6 +2,8 @@
 
     launch.py train FILE [--workdir DIR] [OVERRIDES]          one run of a file in configs/
     launch.py study FILE [--workdir DIR] [KNOBS]              many runs and their comparison
+                    [--dry-run]                               its arms and their cost, untrained
+    launch.py reproduce REPORT ROW                            one run of a study, made again
     launch.py show FILE [OVERRIDES]                           the audit, without training
     launch.py evaluate RUN [--split SPLIT] [--data FILE]      scores of a finished run
                        [--data.FIELD VALUE]                   the file's columns, ...
@@ -37,6 +39,7 @@ VERBS = {
     for verb in (
         runs.train,
         runs.study,
+        runs.reproduce,
         runs.show,
         models.evaluate,
         models.predict,

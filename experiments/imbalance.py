@@ -12,7 +12,6 @@ Two CPU cores: about 40 s a run with all-MiniLM-L6-v2, 7 arms, `skews` and `seed
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from research.evaluate import HeldOut
 from research.optim import Optim
 from research.study.arms import Arms
 from research.study.page import Facts, Heading, Page, Text
-from research.study.runner import Runner
+from research.study.runner import PLANNED, Runner
 from research.tasks.classify import Classify
 from research.tasks.imbalance import ClassBalanced, Focal, LogitAdjusted
 
@@ -66,14 +65,15 @@ def study(
         for seed in range(seeds):
             rows = thin(train, text, label, skew, most, seed)
             sizes[f"1 : {skew}, train rows"] = len(rows)
-            file = run.path / f"train-{skew}-{seed}.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            data = Texts(train=str(file), dev=test, text=text, label=label, max_length=64)
+            file = run.write(f"train-{skew}-{seed}.jsonl", rows)
+            data = Texts(train=file, dev=test, text=text, label=label, max_length=64)
             for arm in REMEDIES:
                 config = arm_config(arm, data, init_from, epochs, learning_rate)
                 name = f"{arm.replace(' ', '-')}-{skew}-{seed}"
                 found = run(dataclasses.replace(config, name=name, seed=seed))
                 arms.add(arm, f"1 : {skew}", found.metrics["dev/macro_f1"])
+    if run.dry:
+        return PLANNED
     pairs = [(arm, PLAIN) for arm in REMEDIES if arm != PLAIN]
     return Page(
         "Imbalance: which remedy survives error bars?",

@@ -52,9 +52,10 @@ from research.models.lstm import Lstm, LstmSpec
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
 from research.study.page import Page
-from research.study.runner import Runner
+from research.study.runner import PLANNED, Runner
 from research.tasks.causal import CausalLM
 from research.tasks.lm import MaskedLM
+from research.train import Result
 
 # Of a few tried for each the best on dev of WikiText-2, 120 steps at a width of 64, because one for
 # all would favour whoever it suits: 2e-3, 8e-3 and 1.6e-2; 2e-3 and 8e-3; 2e-3 and 5e-3.
@@ -125,12 +126,18 @@ def study(
     for share in sizes:
         part = dataclasses.replace(setting.data, limit=max(1, round(share * setting.rows)))
         tokens[share] = predicted(part, "train")
+        results = {
+            arm: [run(training(arm, part, seed, steps, width, block)) for seed in range(seeds)]
+            for arm in TRAINED
+        }
+        if run.dry:
+            continue
         for arm, order in COUNTED.items():
             scores[arm, share] = [count(setting, part, order)]
-        for arm in TRAINED:
-            for seed in range(seeds):
-                config = training(arm, part, seed, steps, width, block)
-                scores.setdefault((arm, share), []).append(learn(setting, run, config))
+        for arm, found in results.items():
+            scores[arm, share] = [learned(setting, result) for result in found]
+    if run.dry:
+        return PLANNED
     return page(
         scores, tokens, f"{predicted(setting.data, 'test'):,} test tokens, {setting.bytes:,} bytes"
     )
@@ -241,10 +248,9 @@ def training(arm: str, data: Texts, seed: int, steps: int, width: int, block: in
     )
 
 
-def learn(setting: Setting, run: Runner, config: Config) -> Score:
-    """Trains a model, or finds it trained, and tests the parameters that were best on dev."""
-    result = run(config)
-    loaded = load(result.path)
+def learned(setting: Setting, result: Result) -> Score:
+    """A trained model: the parameters that were best on dev, tested."""
+    loaded, config = load(result.path), result.config
     # A run's own copy of the tokenizer would be another one to what keeps the encoded pairs.
     model = dataclasses.replace(loaded.model(), data=config.data)
     masked, pairs = isinstance(model.task, MaskedLM), setting.pairs

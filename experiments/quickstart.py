@@ -25,7 +25,7 @@ from research.study import sections
 from research.study.arms import Arms
 from research.study.page import Facts, Heading, Page, Text
 from research.study.records import read
-from research.study.runner import Runner
+from research.study.runner import PLANNED, Runner
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
 from research.train import Result
@@ -114,10 +114,12 @@ def study(
             for arm, source in ((PRETRAINED, str(pretrained.path)), (SCRATCH, None)):
                 last[arm] = run(finetuning(k, seed, steps, source))
                 arms.add(arm, budget, last[arm].metrics["dev/macro_f1"])
+            if run.dry:
+                continue
             bag, majority = rivals(last[PRETRAINED])
             arms.add(BAG, budget, bag)
             arms.add(MAJORITY, budget, majority)
-    return page(arms, pretrained, last[PRETRAINED], run)
+    return PLANNED if run.dry else page(arms, pretrained, last[PRETRAINED], run)
 
 
 def rivals(result: Result) -> tuple[float, float]:

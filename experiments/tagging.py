@@ -16,7 +16,7 @@ from configs import conll2003, conll2003_bilstm_crf, conll2003_crf
 from research.config import Config
 from research.study.arms import Arms
 from research.study.page import Facts, Heading, Page, Text
-from research.study.runner import Runner
+from research.study.runner import PLANNED, Runner
 from research.tasks.tag import Tag
 
 LINEAR, CHAIN = "linear", "CRF"
@@ -74,6 +74,8 @@ def study(
                     )
                 )
                 arms.add(head, trunk, found.metrics["dev/f1"])
+    if run.dry:
+        return PLANNED
     return Page(
         "Tagging: a CRF against a linear layer",
         f"{len(run.results)} runs; {seeds} seeds; {limit or 'all'} sentences, {epochs:g} epochs",

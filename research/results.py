@@ -96,6 +96,7 @@ def summarize(
         "seed": config.seed,
         "compiled": len(program.executables),
         "flops_per_step": program.flops(),
+        "temporary_mb": program.temporary_mb(),
         "data": batches.stats(),
         **spikes,
         **runs.environment(),

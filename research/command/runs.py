@@ -1,7 +1,8 @@
-"""The verbs that make runs: train, study, show, replay, bench."""
+"""The verbs that make runs: train, study, reproduce, show, replay, bench."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,18 +25,41 @@ def train(arguments: list[str]) -> None:
 
 
 def study(arguments: list[str]) -> None:
-    """Hands `run` to the file's study, writes its page and prints it."""
+    """Hands `run` to the file's study, writes its page and prints it; or prints its plan."""
     from research.config import load
+    from research.study.plan import plan
     from research.study.report import write_page
     from research.study.runner import Runner, knobs
 
     options, overrides = parse_file("study", arguments)
+    dry = "--dry-run" in overrides
     function = load(options.file, "study")
-    settings = knobs(function, overrides, f"launch.py study {options.file}")
-    runner = Runner(Path(options.workdir) / Path(options.file).stem)
+    given = [argument for argument in overrides if argument != "--dry-run"]
+    settings = knobs(function, given, f"launch.py study {options.file} [--dry-run]")
+    runner = Runner(Path(options.workdir) / Path(options.file).stem, dry=dry)
     page = function(runner, **settings)
-    write_page(page, runner.path)
+    if dry:
+        print(plan(runner).text())
+        return
+    write_page(dataclasses.replace(page, blocks=[*page.blocks, runner.details()]), runner.path)
     print(f"{page.text()}\n\npage: {runner.path}/report.html")
+
+
+def reproduce(arguments: list[str]) -> None:
+    """Trains one run of a study anew, and tells whether it gives the same."""
+    from research.errors import GraftError
+    from research.study.reproduce import reproduce as reproduced
+
+    parser = Parser("reproduce")
+    parser.add_argument("report", help="a study's folder, or its report.html")
+    parser.add_argument("row", help="a run's name, or the number of its line in results.jsonl")
+    options = parser.parse_args(arguments)
+    found = reproduced(options.report, options.row)
+    print(found.table().to_text())
+    if found.changed:
+        print(f"not the same as then: {', '.join(found.changed)}")
+    if not found.agrees:
+        raise GraftError(f"{found.name}: a score neither equals what was told nor falls in its arm")
 
 
 def show(arguments: list[str]) -> None:

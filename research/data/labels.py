@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from research.data.sources import Rows
 from research.errors import ConfigError, DataError
 
 
@@ -66,6 +67,17 @@ def read(
     for value in values:
         faults.append(None if value in places else unknown(value, names))
     return np.array([places.get(value, 0) for value in values], np.int32), faults
+
+
+def weights(rows: Rows, column: str) -> np.ndarray:
+    """What each row weighs, float32 [N]. Raises DataError for what is no number from 0 up."""
+    found = [number(row[column]) for row in rows]
+    for i, value in enumerate(found):
+        if value is None or value < 0:
+            raise DataError(
+                f"{rows.where(i)}: {column!r} {rows[i][column]!r} is no number from 0 up"
+            )
+    return np.array(found, np.float32)
 
 
 def unknown(value: str, names: tuple[str, ...]) -> str:

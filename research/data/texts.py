@@ -30,7 +30,8 @@ class Texts(Dataset):
     `long` says whether a text of more than `max_length` tokens is truncated or split into several
     examples. Of `train` only `limit` rows are used, or `shots` of each label, drawn by `shot_seed`;
     `resample` draws its labels more evenly (see `labels.draws`), an epoch staying as long. `words`
-    adds word numbers to the batches; `bytes` adds the slot `bytes` to dev and test, of single
+    adds word numbers to the batches; `weight` names a column of what each row of train weighs in
+    the loss, a number from 0 up; `bytes` adds the slot `bytes` to dev and test, of single
     texts, for bits a byte. The other fields are those of `Dataset`.
     """
 
@@ -42,6 +43,7 @@ class Texts(Dataset):
     limits: tuple[float, float] | None = None
     multilabel: bool = False
     separator: str = ","
+    weight: str | None = None
     columns: tuple[str, ...] = ()
     quoting: Quoting = "auto"
     long: Literal["truncate", "split"] = "truncate"
@@ -164,7 +166,8 @@ class Texts(Dataset):
 @functools.lru_cache(maxsize=8)
 def usable_rows(texts: Texts, split: str, found: Signature) -> Rows:
     """The rows of a split that have their texts."""
-    need = tuple(name for name in (texts.text, texts.pair, texts.label) if name is not None)
+    names = (texts.text, texts.pair, texts.label, texts.weight if split == "train" else None)
+    need = tuple(name for name in names if name is not None)
     rows = read_rows(
         texts.source(split),
         columns=texts.columns,
@@ -214,6 +217,8 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
         "labels": numbers[encoded.row_of],
         "weights": np.ones(len(encoded.row_of), np.float32),
     }
+    if texts.weight is not None and split == "train":
+        slots["weights"] = labels.weights(rows, texts.weight)[encoded.row_of]
     if texts.bytes and split != "train":
         tokenizer = tokenizer_of(texts.needed_tokenizer())[0]
         slots["bytes"] = byte_counts([row[texts.text] for row in rows], encoded, tokenizer)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,41 @@ from research import config as configs
 from research import runs
 from research.config import Config
 from research.errors import ConfigError
+from research.study.page import Details, Page
+from research.study.records import rises
+from research.study.table import Cell, Table
 from research.train import Result, run
+
+IDENTITY = ("name", "seed", "data.shot_seed")
+PLANNED = Page("Planned", "nothing was trained", [])
+
+
+class Unknown(dict[str, float]):
+    """The metrics of a run that was only planned: every one of them is not a number."""
+
+    def __missing__(self, name: str) -> float:
+        return math.nan
 
 
 class Runner:
     """`runner(config)` trains in `path/config.name`, or returns what an earlier call made there.
 
-    `results` are the runs of this call in their order; results.jsonl keeps one row a run.
+    A run's name is that of its arm with `-seed` at the end. `results` are the runs of this call in
+    their order; results.jsonl keeps one row a run. A `dry` runner trains nothing: its results have
+    no metrics but NaN, so after its last run a study asks `dry`, and returns PLANNED.
     """
 
-    def __init__(self, path: str | Path, *, progress: bool = True) -> None:
+    def __init__(self, path: str | Path, *, progress: bool = True, dry: bool = False) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self.progress = progress
+        self.progress, self.dry = progress, dry
         self.results: list[Result] = []
 
     def __call__(self, config: Config) -> Result:
+        if self.dry:
+            config.check()
+            self.results.append(Result(config, self.path / config.name, Unknown(), {}))
+            return self.results[-1]
         result = run(config, self.path, progress=self.progress)
         self.results.append(result)
         rows = [
@@ -42,9 +62,19 @@ class Runner:
             }
             for one in self.results
         ]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        runs.write_atomic(self.path / "results.jsonl", text.encode())
+        self.write("results.jsonl", rows)
         return result
+
+    def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> str:
+        """Rows as JSON lines in the study's folder; the path, for a config's data.
+
+        What is there already and equal is left alone, so that it counts as unchanged.
+        """
+        path = self.path / name
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        if not path.is_file() or path.read_bytes() != text:
+            runs.write_atomic(path, text)
+        return str(path)
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase over all runs."""
@@ -53,6 +83,44 @@ class Runner:
             for phase, value in result.summary["seconds"].items():
                 total[phase] = round(total.get(phase, 0.0) + value, 1)
         return total
+
+    def details(self) -> Details:
+        """Every run, folded: its scores, its time, and how its config differs from the first's."""
+        first = configs.describe(self.results[0].config) if self.results else {}
+        rows = tuple(
+            (
+                one.config.name,
+                one.config.seed,
+                scores(one.metrics),
+                one.summary["seconds"]["total"],
+                changes(first, configs.describe(one.config)),
+            )
+            for one in self.results
+        )
+        columns = ("run", "seed", "scores", "seconds", "differs from the first in")
+        return Details(f"All {len(rows)} runs", [Table("", columns, rows)])
+
+
+def arm_of(config: Config) -> str:
+    """The arm that a run's name tells: the name without the seed at its end."""
+    return config.name.removesuffix(f"-{config.seed}")
+
+
+def scores(metrics: Mapping[str, float], most: int = 3) -> str:
+    """The first scores that are better when higher, or else all there are: "dev/f1 0.912"."""
+    held = {name: value for name, value in metrics.items() if not name.startswith("train/")}
+    best = [name for name in held if rises(name)] or list(held)
+    return ", ".join(f"{name} {held[name]:.4g}" for name in best[:most])
+
+
+def changes(first: Any, other: Any) -> Cell:
+    """How a described config differs from another, but for what tells one run from the next."""
+    found = [
+        change
+        for change in configs.differences(first, other)
+        if not change.startswith(tuple(f"{name}:" for name in IDENTITY))
+    ]
+    return "; ".join(found) or None
 
 
 def knobs(study: Callable[..., Any], arguments: list[str], prog: str) -> dict[str, Any]:
