@@ -70,6 +70,9 @@ def run(config: Config, workdir: str | Path = "runs", *, progress: bool = False)
 class Loop:
     """One run in motion, between its first step and its result."""
 
+    # How many runs share its program and its clock: see research/replicate.py.
+    replicates = 1
+
     def __init__(
         self,
         config: Config,
@@ -84,7 +87,7 @@ class Loop:
         self.steps = config.steps or 0
         self.journal, self.clock, self.stop, self.watchdog = journal, clock, stop, watchdog
         with clock.phase("data"):
-            self.batches = initialize.open_training(config, mesh)
+            self.batches = self.open()
             for evaluator in config.evals:
                 evaluator.prepare(self.model(None))
         self.key = jax.random.key(config.seed)
@@ -108,6 +111,10 @@ class Loop:
         every = math.ceil(self.batches.rows / config.batch_size)
         self.eval_every = config.eval_every or every
         self.save_every = config.save_every or self.eval_every
+
+    def open(self) -> Any:
+        """The training batches."""
+        return initialize.open_training(self.config, self.mesh)
 
     def begin(self, latest: int | None = None) -> None:
         """Goes on from this run's newest checkpoint, of those up to step `latest`, or starts."""
@@ -263,6 +270,7 @@ class Loop:
             batches=self.batches,
             program=self.program,
             first_step=self.first_step,
+            replicates=self.replicates,
         )
         self.directory.write_result(summary)
         return summary
