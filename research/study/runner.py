@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from research import config as configs
 from research import runs
 from research.config import Config
 from research.errors import ConfigError
+from research.replicate import replicate
+from research.sweep import NotReplicatesError
 from research.train import Result, run
 
 
@@ -30,8 +32,19 @@ class Runner:
         self.results: list[Result] = []
 
     def __call__(self, config: Config) -> Result:
-        result = run(config, self.path, progress=self.progress)
-        self.results.append(result)
+        return self.keep([run(config, self.path, progress=self.progress)])[0]
+
+    def all(self, configs: Sequence[Config]) -> list[Result]:
+        """The results of configs in their order: trained as one program where they differ only in
+        seeds and numbers, else one by one."""
+        try:
+            return self.keep(replicate(configs, self.path, progress=self.progress))
+        except NotReplicatesError:
+            return [self(config) for config in configs]
+
+    def keep(self, results: list[Result]) -> list[Result]:
+        """Puts results on record."""
+        self.results += results
         rows = [
             {
                 "name": one.config.name,
@@ -44,7 +57,7 @@ class Runner:
         ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         runs.write_atomic(self.path / "results.jsonl", text.encode())
-        return result
+        return results
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase over all runs."""
