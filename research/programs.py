@@ -26,7 +26,9 @@ class Program:
     def compiled(self, state: Any, batch: Any, key: Any) -> jax.stages.Compiled:
         """The executable for arguments of these shapes; arrays or ShapeDtypeStructs."""
         shapes = tuple(sorted((name, tuple(x.shape)) for name, x in batch.items()))
-        layout = jax.tree.leaves(state)[0].sharding
+        leaves, structure = jax.tree.flatten(state)
+        # Tasks that are equal may have trees that are not: with and without LoRA, of any rank.
+        layout = (structure, leaves[0].sharding, tuple(x.shape for x in leaves))
         if (shapes, layout) not in self.executables:
             started = time.monotonic()
             jitted = jax.jit(self.function)

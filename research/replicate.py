@@ -205,7 +205,7 @@ class Group:
                         self.attempt(member, member.note)
                     self.preempt()
                 with self.clock.phase("wait"):
-                    _, batches = next(stream)
+                    batches: Any = next(stream)[1]
                 means = self.advance(batches)
                 self.step += 1
                 due = []

@@ -212,15 +212,16 @@ def make_program(
     a batch has an axis of orders where there are several. `axis` is the mesh's for replicates.
     """
 
-    def one(shared: Any, own: TrainState, batch: Any, key: Any, numbers: Any) -> Any:
+    def one(shared: Any, own: Any, batch: Any, key: Any, numbers: Any) -> Any:
         optim, told = config.optim, dict(rules)
         for path, number in numbers["optim"].items():
             optim = replaced(optim, path.split("."), number)
         for path, fields in numbers["rules"].items():
-            changes = {name: tuple(x) if name == "layers" else x for name, x in fields.items()}
+            changes: dict[str, Any] = {name: tuple(x) if name == "layers" else x for name, x in fields.items()}
             told[path] = dataclasses.replace(told[path], **changes)
         tx = optim.build(config.steps or 0, told)
-        state = own.replace(params=unflatten_dict(shared | own.params, sep="/"))  # type: ignore[attr-defined]
+        state: Any = own.replace(params=unflatten_dict(shared | own.params, sep="/"))
+        new: Any
         new, means = train_step(
             config.task,
             tx,
