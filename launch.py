@@ -1,6 +1,7 @@
 """Graft's command line.
 
     launch.py train FILE [--workdir DIR] [OVERRIDES]          one run of a file in configs/
+              [--seeds 0,1,2] [--sweep FIELD=VALUE,VALUE] several as one program, a run each
     launch.py study FILE [--workdir DIR] [KNOBS]              many runs and their comparison
     launch.py show FILE [OVERRIDES]                           the audit, without training
     launch.py evaluate RUN [--split SPLIT] [--data FILE]      scores of a finished run
