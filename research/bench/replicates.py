@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,7 @@ from research.strategies import Full, LoRA
 from research.study.table import Table
 from research.train import Result, run
 
+KINDS = ("seeds", "learning rates")
 STRATEGIES: dict[str, Strategy] = {"head only": HeadOnly(), "LoRA": LoRA(), "full": Full()}
 
 
@@ -27,15 +29,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--replicates", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=sorted(STRATEGIES), action="append")
+    parser.add_argument("--kind", choices=KINDS, action="append")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.file, overrides, "launch.py bench replicates")
     config = dataclasses.replace(config, evals=(), track=None, save_every=10**9)
     rows = []
     for name in options.only or STRATEGIES:
         adapted = dataclasses.replace(config, adapt=STRATEGIES[name])
-        for kind in ("seeds", "learning rates"):
+        for kind in options.kind or KINDS:
             found = [measure(adapted, kind, options.replicates) for _ in range(options.rounds)]
             rows.append((name, kind, *columns(found)))
+            print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
     title = f"{options.replicates} replicates, examples/s over all: median (range) of rounds"
     heads = ("", "differ in", "as one program", "one by one", "ratio")
     print(f"{jax.devices()[0].device_kind}, {config.batch_size} examples a step")
