@@ -1,6 +1,7 @@
 """Graft's command line.
 
     launch.py train FILE [--workdir DIR] [OVERRIDES]          one run of a file in configs/
+              [--seeds 0,1,2] [--sweep FIELD=VALUE,VALUE] several as one program, a run each
     launch.py study FILE [--workdir DIR] [KNOBS]              many runs and their comparison
                     [--dry-run]                               its arms and their cost, untrained
     launch.py reproduce REPORT ROW                            one run of a study, made again

@@ -138,16 +138,15 @@ class Checkpoints:
                 raise
             error.add_note(str(failure))
 
-    def restore(self, abstract_state: Any) -> Restored | None:
-        """The newest step whose every byte verifies, on the shardings of `abstract_state`.
+    def restore(self, abstract_state: Any, latest: int | None = None) -> Restored | None:
+        """The newest step, up to `latest`, that verifies, on the shardings of `abstract_state`.
 
         Leaves of `abstract_state` are `jax.ShapeDtypeStruct`; one without a sharding goes to the
-        first device. A damaged step is reported, renamed and passed over. None where no step is
-        left. Raises `ConfigError`, listing the differences, where path, shape or dtype of a leaf
-        is not the stored one's.
+        first device. A damaged step is reported, renamed and passed over. None where none is left.
+        Raises `ConfigError`, listing the differences, where path, shape or dtype of a leaf differs.
         """
         self.wait()
-        step = self._agree(self._newest_whole() if jax.process_index() == 0 else None)
+        step = self._agree(self._newest_whole(latest) if jax.process_index() == 0 else None)
         if step is None:
             return None
         folder = self.directory / str(step)
@@ -162,8 +161,9 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return Restored(step, state, manifest.decode(content["meta"]))
 
-    def _newest_whole(self) -> int | None:
-        for step in reversed(steps(self.directory)):
+    def _newest_whole(self, latest: int | None) -> int | None:
+        stored = steps(self.directory)
+        for step in reversed([s for s in stored if latest is None or s <= latest]):
             folder = self.directory / str(step)
             try:
                 manifest.verify(folder)

@@ -44,7 +44,8 @@ class Config:
     devices. `init_from`: a run directory, a Hugging Face directory or its id. `track` names the
     metric whose best checkpoint is kept (a loss or a perplexity is best when smallest); after
     `patience` evaluations without a better one the run stops. `eval_every` and `save_every` are
-    steps; left out, evaluation is once an epoch and at the end, and saving goes with it. A run
+    steps; left out, evaluation is once an epoch and at the end, and saving goes with it.
+    `data_seed` decides the order of the examples, None for `seed`, which decides all else. A run
     without progress for `hang_after` seconds ends itself with exit code 5. `spikes` takes back
     steps whose loss jumps (`--spikes spikes --spikes.sigma 5`).
     """
@@ -69,6 +70,7 @@ class Config:
     init_from: str | None = None
     mesh: MeshSpec = MeshSpec()
     seed: int = 0
+    data_seed: int | None = None
     hang_after: float = 3600.0
 
     def check(self) -> None:

@@ -98,7 +98,7 @@ def open_training(config: Config, mesh: Mesh) -> Any:
         "train",
         config.batch_size,
         steps=config.steps,
-        seed=config.seed,
+        seed=config.seed if config.data_seed is None else config.data_seed,
         multiple=sharding.row_shards(mesh) * pieces,
         host=(jax.process_index(), jax.process_count()),
     )

@@ -44,3 +44,10 @@ class Program:
         """Floating-point operations of the costliest executable, as XLA counts them."""
         costs = [executable.cost_analysis() for executable in self.executables.values()]
         return max((cost.get("flops", 0.0) for cost in costs if cost), default=0.0)
+
+    def temporary_mb(self) -> float | None:
+        """Memory of the costliest executable besides its arguments and results, in MB (10^6 bytes);
+        None where the device does not tell."""
+        found = [executable.memory_analysis() for executable in self.executables.values()]
+        sizes = [memory.temp_size_in_bytes / 1e6 for memory in found if memory is not None]
+        return round(max(sizes), 3) if sizes else None

@@ -69,8 +69,12 @@ def summarize(
     batches: Any,
     program: Program,
     first_step: float,
+    replicates: int = 1,
 ) -> dict[str, Any]:
-    """What result.json holds: the scores at the best step, or at the last without `track`."""
+    """What result.json holds: the scores at the best step, or at the last without `track`.
+
+    Of `replicates` that share clock and program each has its part of the seconds and FLOPs.
+    """
     scored = memory["best"] or memory["last"] or {"metrics": {}, "details": {}, "step": step}
     noted = memory.get("spikes", {})
     spikes = {"spikes": {name: noted[name] for name in ("rewound", "endured")}} if noted else {}
@@ -83,7 +87,10 @@ def summarize(
         "steps": step,
         "examples": memory["examples"],
         "tokens": memory["tokens"],
-        "seconds": clock.summary(),
+        "seconds": {
+            phase: round(seconds / replicates, 3) for phase, seconds in clock.summary().items()
+        },
+        **({"replicates": replicates} if replicates > 1 else {}),
         "first_step_seconds": round(first_step, 3),
         "peak_memory_mb": round(runs.peak_memory_mb(), 1),
         "checkpoint": f"checkpoints/{checkpoint}",
@@ -95,7 +102,7 @@ def summarize(
         },
         "seed": config.seed,
         "compiled": len(program.executables),
-        "flops_per_step": program.flops(),
+        "flops_per_step": program.flops() / replicates,
         "temporary_mb": program.temporary_mb(),
         "data": batches.stats(),
         **spikes,

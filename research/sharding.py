@@ -7,6 +7,7 @@ data x fsdp.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,15 @@ class MeshSpec:
             axis_types=(AxisType.Auto,) * len(sizes),
             devices=devices,
         )
+
+
+def spread(mesh: Mesh, replicates: int) -> Mesh:
+    """The same devices with an axis `replicate` in front, taken from `data`: as many of them as
+    divide both. Replicates have nothing to tell each other, the rows of a batch have gradients."""
+    count = math.gcd(replicates, mesh.shape["data"])
+    devices = mesh.devices.reshape(count, mesh.shape["data"] // count, *mesh.devices.shape[1:])
+    names = ("replicate", *mesh.axis_names)
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def row_shards(mesh: Any) -> int:

@@ -143,7 +143,7 @@ def pull(sums: Flat, params: Flat, rules: Mapping[str, Rule], count: jax.Array) 
     """Gradients, still to be divided by `count`, with those of decay to the start added."""
     return {
         path: total + count * rules[path].pull * (params[path] - params[f"{path}_start"])
-        if rules[path].pull
+        if f"{path}_start" in params
         else total
         for path, total in sums.items()
     }

@@ -70,6 +70,9 @@ def run(config: Config, workdir: str | Path = "runs", *, progress: bool = False)
 class Loop:
     """One run in motion, between its first step and its result."""
 
+    # How many runs share its program and its clock: see research/replicate.py.
+    replicates = 1
+
     def __init__(
         self,
         config: Config,
@@ -84,37 +87,39 @@ class Loop:
         self.steps = config.steps or 0
         self.journal, self.clock, self.stop, self.watchdog = journal, clock, stop, watchdog
         with clock.phase("data"):
-            self.batches = initialize.open_training(config, mesh)
+            self.batches = self.open()
             for evaluator in config.evals:
                 evaluator.prepare(self.model(None))
         self.key = jax.random.key(config.seed)
         self.program = make_step(
             config.task, config.optim, config.adapt, self.steps, config.microbatches
         )
-        batch = sharding.abstract_rows(self.batches.batch(0), mesh)
-        params = initialize.abstract_params(config.task, batch, mesh, config.adapt)
-        # Before there is a state: compiling takes as much memory as most states do.
+        self.rows = rows = sharding.abstract_rows(self.batches.batch(0), mesh)
+        params = initialize.abstract_params(config.task, rows, mesh, config.adapt)
         with clock.phase("compile"):
             self.abstract, create = abstract_state(
                 config.optim, config.adapt, self.steps, params, mesh
             )
-            self.program.compiled(self.abstract, batch, self.key)
-        self.create = lambda: create(initialize.starting_params(config, params, batch, journal.say))
+        self.create = lambda: create(initialize.starting_params(config, params, rows, journal.say))
         with clock.phase("startup"):
             audit.write(directory, config, params, mesh, self.batches)
             self.checkpoints = Checkpoints(
                 directory.path / "checkpoints", config.keep, report=journal.say
             )
-            self.begin()
         self.first_step = 0.0
         self.rate = config.optim.rate(self.steps)
         every = math.ceil(self.batches.rows / config.batch_size)
         self.eval_every = config.eval_every or every
         self.save_every = config.save_every or self.eval_every
 
-    def begin(self) -> None:
-        """Goes on from this run's newest checkpoint, or starts."""
-        restored = self.checkpoints.restore(self.abstract)
+    def open(self) -> Any:
+        """The training batches."""
+        return initialize.open_training(self.config, self.mesh)
+
+    def begin(self, latest: int | None = None) -> None:
+        """Goes on from this run's newest checkpoint, of those up to step `latest`, or starts."""
+        self.pending: tuple[dict[str, Mean], dict[str, np.ndarray]] | None = None
+        restored = self.checkpoints.restore(self.abstract, latest)
         if restored is None:
             self.journal.recall(blank(), -1)
             self.state = self.create()
@@ -127,6 +132,11 @@ class Loop:
 
     def run(self) -> dict[str, Any]:
         """Steps to the end; returns what result.json holds."""
+        # Before there is a state: compiling takes as much memory as most states do.
+        with self.clock.phase("compile"):
+            self.program.compiled(self.abstract, self.rows, self.key)
+        with self.clock.phase("startup"):
+            self.begin()
         while True:
             try:
                 self.go()
@@ -140,24 +150,16 @@ class Loop:
     def go(self) -> None:
         """Steps to the end. Raises SpikeError where they are to be taken back."""
         ended = self.step > 0 and self.settle()
-        pending = None
         batches: Any = Others(self.batches, self.journal.memory, self.steps)
         with closing(prefetch(batches, self.step, self.steps)) as stream:
             while not ended and self.step < self.steps:
                 if self.stopping():
-                    self.note(pending)
+                    self.note()
                     self.preempt()
                 with self.clock.phase("wait"):
                     _, batch = next(stream)
                 self.state, means = self.advance(batch)
-                # The previous step's numbers are read while this one runs.
-                self.note(pending)
-                pending = (means, batch)
-                self.step += 1
-                if self.boundary() or self.journal.memory["nonfinite"]:
-                    self.note(pending)
-                    pending = None
-                    ended = self.boundary() and self.settle()
+                ended = self.taken(means, batch) and self.settle()
 
     def advance(self, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, Mean]]:
         """Dispatches one step."""
@@ -165,6 +167,17 @@ class Loop:
         with self.clock.phase("compile"):
             compiled = self.program.compiled(*arguments)
         return compiled(*arguments)
+
+    def taken(self, means: dict[str, Mean], batch: dict[str, np.ndarray]) -> bool:
+        """Counts a step that was dispatched; whether anything but the next one is due."""
+        # The previous step's numbers are read while this one runs.
+        self.note()
+        self.pending = (means, batch)
+        self.step += 1
+        due = self.boundary()
+        if due or self.journal.memory["nonfinite"]:
+            self.note()
+        return due
 
     def boundary(self) -> bool:
         """Whether anything but the next step is due now."""
@@ -177,11 +190,12 @@ class Loop:
         at_end = self.step == self.steps
         return bool(self.config.evals) and (at_end or self.step % self.eval_every == 0)
 
-    def note(self, pending: tuple[dict[str, Mean], dict[str, np.ndarray]] | None) -> None:
+    def note(self) -> None:
         """Waits for a step and writes its means down; raises NonFiniteError after five bad ones."""
-        if pending is None:
+        if self.pending is None:
             return
-        means, batch = jax.device_get(pending[0]), pending[1]
+        means, batch = jax.device_get(self.pending[0]), self.pending[1]
+        self.pending = None
         self.first_step = self.first_step or process_age()
         tokens = int(batch["lengths"].sum())
         self.journal.add(
@@ -256,6 +270,7 @@ class Loop:
             batches=self.batches,
             program=self.program,
             first_step=self.first_step,
+            replicates=self.replicates,
         )
         self.directory.write_result(summary)
         return summary

@@ -1,6 +1,12 @@
-"""Speed, measured beside a rival: each workload runs ours and theirs in turn, in processes of their
-own, on the same rows in the same order from the same weights, and prints ratios."""
+"""Speed, measured beside a rival: each workload runs ours and theirs in turn, on the same rows in
+the same order from the same weights, and prints ratios."""
 
-from research.bench.turns import main
+from research.bench import replicates, turns
 
-__all__ = ["main"]
+
+def main(arguments: list[str]) -> None:
+    """`bench replicates ...`, or `bench WORKLOAD ...` beside a rival."""
+    if arguments[:1] == ["replicates"]:
+        replicates.main(arguments[1:])
+    else:
+        turns.main(arguments)

@@ -20,13 +20,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_file(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """FILE, --workdir and --name; the rest is for the file's own fields, its --help too."""
+    """FILE, --workdir, and of train --seeds and --sweep; the rest is for the file's own fields, its
+    --help too."""
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(f"launch.py {verb}: give a FILE first")
     parser = Parser(verb, add_help=False)
     parser.add_argument("file")
     parser.add_argument("--workdir", default="runs")
+    if verb == "train":
+        parser.add_argument("--seeds", type=numbers, default=())
+        parser.add_argument("--sweep", action="append", default=[])
     return parser.parse_known_args(arguments)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "0,1,2" as (0, 1, 2)."""
+    return tuple(int(number) for number in text.split(","))
 
 
 def open_or_say(path: str, mode: str) -> Any:

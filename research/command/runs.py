@@ -10,18 +10,27 @@ from research.command.arguments import Parser, parse_file
 
 
 def train(arguments: list[str]) -> None:
-    """Audit, run, page, result."""
+    """Audit, run, page, result; of every seed and swept number, trained as one program."""
     from research import initialize, results
     from research.config import load_config
+    from research.replicate import replicate
     from research.study.report import audit_page, run_page, write_page
+    from research.sweep import expand
     from research.train import run
 
     options, overrides = parse_file("train", arguments)
     config = load_config(options.file, overrides, f"launch.py train {options.file}")
     print(audit_page(initialize.examine(config)).text(), flush=True)
-    result = run(config, options.workdir, progress=True)
-    write_page(run_page(result.path), result.path)
-    print(f"\n{result.path}: {results.sentence(result.summary)}\npage: {result.path}/report.html")
+    if options.seeds or options.sweep:
+        configs = expand(config, options.seeds, options.sweep)
+        found = replicate(configs, options.workdir, progress=True)
+    else:
+        found = [run(config, options.workdir, progress=True)]
+    print()
+    for result in found:
+        write_page(run_page(result.path), result.path)
+        said = results.sentence(result.summary)
+        print(f"{result.path}: {said}\npage: {result.path}/report.html")
 
 
 def study(arguments: list[str]) -> None:

@@ -109,13 +109,13 @@ class Batches:
         count = len(examples.bounds) - 1
         check(batch_size, steps, multiple, host, count)
         self.examples, self.batch_size, self.seed, self.host = examples, batch_size, seed, host
-        self.arrangement = arrangement
+        self.arrangement, self.multiple = arrangement, math.lcm(multiple, host[1])
         self.shuffled = steps is not None
         self.rows = count
         self.steps = math.ceil(count / batch_size) if steps is None else steps
         self.lengths = examples.encoded.lengths
         self.permutation = functools.lru_cache(maxsize=2)(self.permute)
-        self.plan = self.make_plan(math.lcm(multiple, host[1]))
+        self.plan = self.make_plan(self.multiple)
         order = f"{seed} {examples.mixture or 'shuffled'}" if self.shuffled else "in order"
         settings = f"{examples.fingerprint} {batch_size} {order} {arrangement}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from research import config as configs
 from research import runs
 from research.config import Config
 from research.errors import ConfigError
+from research.replicate import replicate
 from research.study.page import Details, Page
 from research.study.records import rises
 from research.study.table import Cell, Table
+from research.sweep import NotReplicatesError
 from research.train import Result, run
 
 IDENTITY = ("name", "seed", "data.shot_seed")
@@ -46,12 +48,18 @@ class Runner:
         self.results: list[Result] = []
 
     def __call__(self, config: Config) -> Result:
+        return self.all([config])[0]
+
+    def all(self, configs: Sequence[Config]) -> list[Result]:
+        """The results of configs in their order: trained as one program where they differ only in
+        seeds and numbers, else one by one."""
         if self.dry:
-            config.check()
-            self.results.append(Result(config, self.path / config.name, Unknown(), {}))
-            return self.results[-1]
-        result = run(config, self.path, progress=self.progress)
-        self.results.append(result)
+            for config in configs:
+                config.check()
+            found = [Result(one, self.path / one.name, Unknown(), {}) for one in configs]
+            self.results += found
+            return found
+        self.results += (found := self.trained(configs))
         rows = [
             {
                 "name": one.config.name,
@@ -63,7 +71,16 @@ class Runner:
             for one in self.results
         ]
         self.write("results.jsonl", rows)
-        return result
+        return found
+
+    def trained(self, configs: Sequence[Config]) -> list[Result]:
+        """The results of configs, of several by one program where that can be."""
+        if len(configs) > 1:
+            try:
+                return replicate(configs, self.path, progress=self.progress)
+            except NotReplicatesError:
+                pass
+        return [run(config, self.path, progress=self.progress) for config in configs]
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> str:
         """Rows as JSON lines in the study's folder; the path, for a config's data.
