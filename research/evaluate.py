@@ -40,6 +40,11 @@ class Model:
         return open_split(self.data, split, batch_size, sharding.row_shards(self.mesh))
 
 
+def served(task: Any) -> Any:
+    """What evaluates, predicts and is exported: the task that an objective is about, or itself."""
+    return getattr(task, "task", task)
+
+
 class Evaluator(Protocol):
     """Measures a model; `name` prefixes its numbers: "dev" gives "dev/accuracy"."""
 

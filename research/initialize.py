@@ -21,6 +21,7 @@ from research.config import Config, build, fields
 from research.data import vocabulary
 from research.data.vectors import fill_table
 from research.errors import ConfigError
+from research.evaluate import served
 from research.models import pretrained
 from research.strategies.merge import merge, unmerged
 
@@ -39,11 +40,12 @@ def resolve(config: Config) -> Config:
     fields take the data's facts of the same name (`labels`, `mask_id`, ...); `epochs` become steps.
     """
     config.check()
-    task, data = config.task, config.data
-    if config.microbatches > 1 and getattr(task, "whole_batch", False):
+    task, data = served(config.task), config.data
+    if config.microbatches > 1 and (whole := getattr(config.task, "whole_batch", False)):
+        name = whole if isinstance(whole, str) else type(task).__name__
         instead = ": use task.chunks, which bounds the memory and changes nothing"
         raise ConfigError(
-            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares "
+            f"config: microbatches is {config.microbatches}, but {name} compares "
             f"all examples of a batch{instead if hasattr(task, 'chunks') else ''}"
         )
     if getattr(data, "tokenizer", "") is None:
@@ -66,6 +68,8 @@ def resolve(config: Config) -> Config:
     if steps is None:
         examples = data.open("train", config.batch_size).rows
         steps = math.ceil(config.epochs * examples / config.batch_size)
+    if config.task is not served(config.task):
+        task = config.task.clone(task=task)
     return dataclasses.replace(config, task=task, data=data, steps=steps, epochs=None)
 
 
@@ -91,7 +95,7 @@ def tokenizer_of(source: str) -> str:
 def open_training(config: Config, mesh: Mesh) -> Any:
     """The training stream of a resolved config, laid out for the mesh and for what a step cuts its
     rows into: micro-batches, or a task's own `chunks`."""
-    pieces = config.microbatches * getattr(config.task, "chunks", 1)
+    pieces = config.microbatches * getattr(served(config.task), "chunks", 1)
     return config.data.open(
         "train",
         config.batch_size,
@@ -175,7 +179,7 @@ def starting_params(
     else:
         directory = pretrained.resolve(config.init_from)
         # A head over other labels, or the same in another order, would be silently wrong.
-        same = pretrained.fits(directory, config.task)
+        same = pretrained.fits(directory, served(config.task))
         params, account = pretrained.load(
             directory, abstract, fresh=fresh, skip="$^" if same else "^head/"
         )
