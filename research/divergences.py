@@ -19,7 +19,7 @@ def symmetric_kl(p: jax.Array, q: jax.Array) -> jax.Array:
 
 
 def coral(x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-    """|C_1 - C_2|^2 / (4 D^2), Frobenius, of the covariances of two parts of x (Sun & Saenko, 2016).
+    """|C_1 - C_2|^2 / (4 D^2), Frobenius, of the covariances of parts of x (Sun & Saenko, 2016).
 
     float [N, D]; `first` and `second` are 0 or 1, float32 [N]. A part needs two rows: else 0.
     """

@@ -217,6 +217,7 @@ class Objective(nn.Module):
             return means
         progress = batch["progress"][0, 0] if "progress" in batch else jnp.float32(1.0)
         # The key itself: the task draws from it what it would draw alone.
+        assert self.scope is not None
         key = self.scope.rngs["noise"].as_jax_rng()
         plain, params = self.task.clone(parent=None), self.variables["params"]
         view = View(plain, params, batch, key, progress)
@@ -234,9 +235,8 @@ class Objective(nn.Module):
     def make_heads(self, batch: Batch) -> None:
         """Parameters for the terms that have a module of their own."""
         for part in self.terms.parts():
-            if part.head() is not None:
-                vectors = self.task.encode(batch)
-                part.head().clone(parent=self, name=part.name)(vectors)
+            if (head := part.head()) is not None:
+                head.clone(parent=self, name=part.name)(self.task.encode(batch))
 
     def gradients(self, view: View) -> dict[str, Mean]:
         """The norm of each term's gradient, and its cosine to that of the task's loss."""

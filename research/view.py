@@ -24,8 +24,8 @@ class Pass:
     [B, M, C] and `vectors` [B, M, D], one an example; each None where the task has none."""
 
     means: dict[str, Any]
-    logits: jax.Array | None
-    vectors: jax.Array | None
+    logits: Any
+    vectors: Any
 
 
 def forward(task: nn.Module, params: Any, batch: Batch, key: jax.Array, *, train: bool) -> Pass:

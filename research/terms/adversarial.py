@@ -31,7 +31,9 @@ class Perturbed(Term):
         for name in ("epsilon", "step", "steps", "sigma"):
             value = getattr(self, name, 1)
             if value <= 0:
-                raise ConfigError(f"task.terms: {type(self).__name__}.{name} is {value}, not above 0")
+                raise ConfigError(
+                    f"task.terms: {type(self).__name__}.{name} is {value}, not above 0"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-
 from research.divergences import kl
 from research.errors import ConfigError
 from research.metrics import Mean
