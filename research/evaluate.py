@@ -44,6 +44,11 @@ class Model:
         return batches
 
 
+def served(task: Any) -> Any:
+    """What evaluates, predicts and is exported: the task that an objective is about, or itself."""
+    return getattr(task, "task", task)
+
+
 class Evaluator(Protocol):
     """Measures a model; `name` prefixes its numbers: "dev" gives "dev/accuracy"."""
 

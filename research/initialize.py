@@ -21,6 +21,7 @@ from research.config import Config, build, fields
 from research.data import vocabulary
 from research.data.vectors import fill_table
 from research.errors import ConfigError
+from research.evaluate import served
 from research.models import pretrained
 from research.models.spec import check_tables
 from research.strategies.merge import merge, unmerged
@@ -40,11 +41,12 @@ def resolve(config: Config) -> Config:
     fields take the data's facts of the same name (`labels`, `mask_id`, ...); `epochs` become steps.
     """
     config.check()
-    task, data = config.task, config.data
-    if config.microbatches > 1 and getattr(task, "whole_batch", False):
+    task, data = served(config.task), config.data
+    if config.microbatches > 1 and (whole := getattr(config.task, "whole_batch", False)):
+        name = whole if isinstance(whole, str) else type(task).__name__
         instead = ": use task.chunks, which bounds the memory and changes nothing"
         raise ConfigError(
-            f"config: microbatches is {config.microbatches}, but {type(task).__name__} compares "
+            f"config: microbatches is {config.microbatches}, but {name} compares "
             f"all examples of a batch{instead if hasattr(task, 'chunks') else ''}"
         )
     if getattr(data, "tokenizer", "") is None:
@@ -67,6 +69,8 @@ def resolve(config: Config) -> Config:
     if steps is None:
         examples = data.open("train", config.batch_size).rows
         steps = math.ceil(config.epochs * examples / config.batch_size)
+    if config.task is not served(config.task):
+        task = config.task.clone(task=task)
     return dataclasses.replace(config, task=task, data=data, steps=steps, epochs=None)
 
 
@@ -93,7 +97,7 @@ def open_training(config: Config, mesh: Mesh) -> Any:
     """The training stream of a resolved config, laid out for the mesh and for what a step cuts its
     rows into: micro-batches, or a task's own `chunks`. Raises ConfigError for examples that the
     trunk has no tables for."""
-    pieces = config.microbatches * getattr(config.task, "chunks", 1)
+    pieces = config.microbatches * getattr(served(config.task), "chunks", 1)
     batches = config.data.open(
         "train",
         config.batch_size,
@@ -179,7 +183,7 @@ def starting_params(
     else:
         directory = pretrained.resolve(config.init_from)
         # A head over other labels, or the same in another order, would be silently wrong.
-        same = pretrained.fits(directory, config.task)
+        same = pretrained.fits(directory, served(config.task))
         params, account = pretrained.load(
             directory, abstract, fresh=fresh, skip="$^" if same else "^head/"
         )

@@ -78,13 +78,19 @@ def train_step(
     *,
     microbatches: int = 1,
     ema: float | None = None,
+    steps: int | None = None,
 ) -> tuple[TrainState, dict[str, Mean]]:
     """One update of what learns, by the gradient of the batch's mean loss.
+
+    Of a run of `steps` the batch says how much is done: `progress` [B, 1] in [0, 1).
 
     Totals and counts are summed over micro-batches and divided once, so their number does not
     matter. A step whose loss or gradient is not finite changes nothing but the step count.
     """
     key = jax.random.fold_in(key, state.step)
+    if steps is not None:
+        done = state.step.astype(jnp.float32) / steps
+        batch = batch | {"progress": jnp.full((batch["ids"].shape[0], 1), done)}
     params = flatten_dict(state.params, sep="/")
     learning = {path: leaf for path, leaf in params.items() if rules[path].learns}
 
@@ -176,8 +182,7 @@ def make_step(
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Mean]]:
         rules = adapt.rules(flatten_dict(state.params, sep="/"))
         tx = optim.build(steps, rules)
-        return train_step(
-            task, tx, rules, state, batch, key, microbatches=microbatches, ema=optim.ema
-        )
+        more: Any = {"microbatches": microbatches, "ema": optim.ema, "steps": steps}
+        return train_step(task, tx, rules, state, batch, key, **more)
 
     return Program(step, donate=True)

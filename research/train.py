@@ -21,7 +21,7 @@ from research.checkpoint import Checkpoints
 from research.config import Config
 from research.data.batches import prefetch
 from research.errors import PreemptedError
-from research.evaluate import Model
+from research.evaluate import Model, served
 from research.journal import Clock, Journal, blank, process_age
 from research.metrics import Mean
 from research.runs import RunDirectory, StopSignal
@@ -239,7 +239,8 @@ class Loop:
 
     def model(self, params: Any) -> Model:
         """What evaluators are handed."""
-        return Model(self.config.task, params, self.config.data, self.mesh, self.stopping)
+        task = served(self.config.task)
+        return Model(task, params, self.config.data, self.mesh, self.stopping)
 
     def stopping(self) -> bool:
         """Whether to stop; being asked, before every batch, is what shows that the run moves."""

@@ -14,7 +14,7 @@ import numpy as np
 from research import average, manifest, runs
 from research.config import Config, build
 from research.errors import ConfigError
-from research.evaluate import Model
+from research.evaluate import Model, served
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def load(path: str | Path) -> Loaded:
     """
     path = Path(path)
     config = build(runs.read_config(path)["config"])
+    config = dataclasses.replace(config, task=served(config.task))
     directory = path / "checkpoints"
     step = manifest.best(directory) or manifest.latest(directory)
     if step is None:

@@ -105,6 +105,8 @@ class Transformer(nn.Module):
         a learned prompt, which lie behind the row's own."""
         spec = self.spec
         x = self.embed(batch["tokens"])
+        if "delta" in batch:
+            x = x + batch["delta"].astype(x.dtype)
         if spec.positions == "learned":
             x = x + self.embed_positions(batch["positions"] + spec.position_offset)
         if spec.token_types:

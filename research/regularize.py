@@ -1,0 +1,277 @@
+"""Objectives: a task with weighted terms added to its loss is a task again.
+
+`Objective(task=Classify(), terms=RDrop() + 0.1 * SupCon())`: the parameters keep their paths, and
+whatever evaluates, predicts or exports is handed the task within. A term is a value that looks at
+the task through a `View` and returns a Mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from research.errors import ConfigError
+from research.metrics import Mean, WeightedSum
+from research.models.transformer import Transformer
+from research.tasks.classify import Classify, Pooled
+from research.tasks.embed import Embed
+from research.view import View
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A factor of 1 from the first step on."""
+
+    def __call__(self, progress: jax.Array) -> jax.Array:
+        return jnp.ones_like(progress)
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A factor that rises in a line to 1 over the first `share` of the run."""
+
+    share: float = 0.1
+
+    def __call__(self, progress: jax.Array) -> jax.Array:
+        return jnp.minimum(progress / self.share, 1.0)
+
+
+@dataclass(frozen=True)
+class Dann:
+    """2 / (1 + exp(-`gamma` p)) - 1 at progress p (Ganin et al., 2016): 0 at first, near 1 soon."""
+
+    gamma: float = 10.0
+
+    def __call__(self, progress: jax.Array) -> jax.Array:
+        return 2.0 / (1.0 + jnp.exp(-self.gamma * progress)) - 1.0
+
+
+Ramp = Constant | Warm | Dann
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One term or several. `a + b` is both, `0.1 * a` a tenth of each."""
+
+    def parts(self) -> tuple[Term, ...]:
+        """The terms that this is made of."""
+        raise NotImplementedError
+
+    def __add__(self, other: Terms) -> Sum:
+        return Sum(left=self, right=other)
+
+    def __rmul__(self, factor: float) -> Terms:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Terms):
+    """Two sides of terms; made by `+`."""
+
+    left: Terms
+    right: Terms
+
+    def parts(self) -> tuple[Term, ...]:
+        return (*self.left.parts(), *self.right.parts())
+
+    def __rmul__(self, factor: float) -> Terms:
+        return Sum(left=factor * self.left, right=factor * self.right)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(Terms):
+    """What is added to a task's loss, `weight` times `ramp` at the progress of the run.
+
+    A subclass gives its `name`, under which it is logged, and what it `needs` of the task and of
+    the batch (see `NEEDS`). One that compares the examples of a batch is `whole_batch`.
+    """
+
+    weight: float = 1.0
+    ramp: Constant | Warm | Dann = Constant()
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    whole_batch: ClassVar[bool] = False
+
+    def parts(self) -> tuple[Term, ...]:
+        return (self,)
+
+    def __rmul__(self, factor: float) -> Terms:
+        return dataclasses.replace(self, weight=factor * self.weight)
+
+    def check(self) -> None:
+        """Raises ConfigError for fields that cannot be meant."""
+        if not (0.0 <= self.weight < math.inf):
+            raise ConfigError(f"task.terms: {type(self).__name__}.weight is {self.weight}, below 0")
+
+    def check_task(self, task: Any) -> None:
+        """Raises ConfigError for a task that the term cannot be meant for."""
+
+    def head(self) -> nn.Module | None:
+        """A module of the term's own, [..., D] -> [..., C]; its parameters are at `name`."""
+        return None
+
+    def scores(self, view: View, vectors: jax.Array) -> jax.Array:
+        """What the term's own module makes of vectors."""
+        head: Any = self.head()
+        found: jax.Array = head.apply({"params": view.params[self.name]}, vectors)
+        return found
+
+    def __call__(self, view: View) -> Mean:
+        """The mean that is minimised, before its weight."""
+        raise NotImplementedError
+
+
+def has_embeddings(task: Any) -> bool:
+    """Whether the trunk adds `delta` to its word embeddings."""
+    return isinstance(task.backbone, Transformer)
+
+
+def has_vectors(task: Any) -> bool:
+    """Whether a pass shows one vector an example; parts of a batch encoded apart do not."""
+    return isinstance(task, Pooled | Embed) and getattr(task, "chunks", 1) == 1
+
+
+# What a term may need: whether a task and a batch have it, and how it is called.
+NEEDS: dict[str, tuple[Any, str]] = {
+    "classes": (lambda task, batch: isinstance(task, Classify), "class probabilities"),
+    "labels": (
+        lambda task, batch: len(getattr(task, "labels", ())) > 1 and "labels" in batch,
+        "labels",
+    ),
+    "domains": (lambda task, batch: "domains" in batch, "a domain for every example"),
+    "vectors": (lambda task, batch: has_vectors(task), "one vector an example, task.chunks 1"),
+    "embeddings": (lambda task, batch: has_embeddings(task), "a Transformer's word embeddings"),
+}
+
+
+class Objective(nn.Module):
+    """The loss of `task` plus that of every term, each a metric under its name; `task_loss` is the
+    task's own. In evaluation it is the task.
+
+    With `report_gradients` every term also has NAME_gradient, the norm of its gradient by all
+    parameters before weighting, and NAME_cosine, between that and the gradient of the task's own
+    loss. That costs one forward and backward pass more for the task and for each term.
+    """
+
+    task: nn.Module
+    terms: Terms
+    report_gradients: bool = False
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.task)
+
+    @property
+    def backbone(self) -> Any:
+        """The task's trunk."""
+        return self.task.backbone
+
+    @property
+    def per_token(self) -> tuple[str, ...]:
+        """The task's."""
+        found: tuple[str, ...] = self.task.per_token
+        return found
+
+    @property
+    def whole_batch(self) -> str:
+        """What compares all examples of a batch; empty where nothing does."""
+        names = [type(part).__name__ for part in self.terms.parts() if part.whole_batch]
+        if getattr(self.task, "whole_batch", False):
+            names.insert(0, type(self.task).__name__)
+        if self.report_gradients:
+            names.append("report_gradients")
+        return ", ".join(names)
+
+    def check(self, batch: Batch) -> None:
+        """Raises ConfigError for terms that task or data cannot serve."""
+        kind, parts = type(self.task).__name__, self.terms.parts()
+        names = [type(part).__name__ for part in parts]
+        for part, name in zip(parts, names):
+            part.check()
+            if names.count(name) > 1:
+                raise ConfigError(f"task.terms: {name} is there twice; give it one weight")
+            for need in part.needs:
+                test, what = NEEDS[need]
+                if not test(self.task, batch):
+                    raise ConfigError(
+                        f"task.terms: {name} needs {what}, which {kind} on these data has not"
+                    )
+            part.check_task(self.task)
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> dict[str, Any]:
+        if self.is_initializing():
+            self.check(batch)
+            self.make_heads(batch)
+        if not train:
+            means: dict[str, Any] = self.task(batch, train=False)
+            return means
+        progress = batch["progress"][0, 0] if "progress" in batch else jnp.float32(1.0)
+        # The key itself: the task draws from it what it would draw alone.
+        assert self.scope is not None
+        key = self.scope.rngs["noise"].as_jax_rng()
+        plain, params = self.task.clone(parent=None), self.variables["params"]
+        view = View(plain, params, batch, key, progress)
+        means = dict(view.main.means)
+        main, weights, found = means["loss"], [1.0], {}
+        for part in self.terms.parts():
+            found[part.name] = part(view)
+            weights.append(part.weight)
+        ramps = [part.ramp(progress) for part in self.terms.parts()]
+        losses = [main, *(scaled(mean, r) for mean, r in zip(found.values(), ramps))]
+        if self.report_gradients:
+            means |= self.gradients(view)
+        return means | {"loss": added(losses, weights), "task_loss": main} | found
+
+    def make_heads(self, batch: Batch) -> None:
+        """Parameters for the terms that have a module of their own."""
+        for part in self.terms.parts():
+            if (head := part.head()) is not None:
+                head.clone(parent=self, name=part.name)(self.task.encode(batch))
+
+    def gradients(self, view: View) -> dict[str, Mean]:
+        """The norm of each term's gradient, and its cosine to that of the task's loss."""
+
+        def by_params(loss: Any) -> Any:
+            at = dataclasses.replace
+            return jax.grad(lambda params: loss(at(view, params=params)).value)(view.params)
+
+        def product(a: Any, b: Any) -> jax.Array:
+            return optax.tree.vdot(a, b)
+
+        main = by_params(lambda view: view.main.means["loss"])
+        means = {}
+        for part in self.terms.parts():
+            own = by_params(part)
+            square = product(own, own)
+            lengths = jnp.sqrt(jnp.maximum(square * product(main, main), 1e-30))
+            means[f"{part.name}_gradient"] = Mean.of(jnp.sqrt(square))
+            means[f"{part.name}_cosine"] = Mean.of(product(own, main) / lengths)
+        return means
+
+
+def scaled(mean: Any, factor: jax.Array) -> Any:
+    """A mean, or a weighted sum of means, times a factor."""
+    if isinstance(mean, WeightedSum):
+        return WeightedSum(tuple(scaled(one, factor) for one in mean.means), mean.weights)
+    return Mean(mean.total * factor, mean.count)
+
+
+def added(losses: list[Any], weights: list[float]) -> WeightedSum:
+    """Losses, which may be sums of several themselves, as one weighted sum of means."""
+    means: list[Mean] = []
+    factors: list[float] = []
+    for loss, weight in zip(losses, weights):
+        inner = loss if isinstance(loss, WeightedSum) else WeightedSum((loss,), (1.0,))
+        means += inner.means
+        factors += [weight * factor for factor in inner.weights]
+    return WeightedSum(tuple(means), tuple(factors))

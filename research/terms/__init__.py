@@ -1,0 +1,1 @@
+"""Terms that an objective adds to the loss of a task."""
