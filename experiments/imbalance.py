@@ -20,7 +20,7 @@ import numpy as np
 from research.config import Config
 from research.data.sources import read_rows
 from research.data.texts import Texts
-from research.errors import DataError
+from research.errors import ConfigError, DataError
 from research.evaluate import HeldOut
 from research.optim import Optim
 from research.study.arms import Arms
@@ -50,6 +50,7 @@ def study(
     text: str = "text",
     label: str = "category",
     skews: tuple[int, ...] = (1, 10, 100),
+    remedies: tuple[str, ...] = tuple(REMEDIES),
     most: int = 80,
     epochs: float = 3.0,
     learning_rate: float = 2e-4,
@@ -57,6 +58,10 @@ def study(
     small: bool = False,
 ) -> Page:
     """`most` rows of the most frequent label; `skew` times fewer of the rarest, at least one."""
+    if unknown := [name for name in remedies if name not in REMEDIES]:
+        raise ConfigError(f"remedies: no {unknown[0]!r}; there are {', '.join(REMEDIES)}")
+    if PLAIN not in remedies:
+        raise ConfigError(f"remedies: {PLAIN!r} is missing, which the others are set against")
     if small:
         skews, seeds, most, epochs = skews[-1:], min(seeds, 2), min(most, 20), min(epochs, 2.0)
     arms = Arms("macro F1")
@@ -67,14 +72,14 @@ def study(
             sizes[f"1 : {skew}, train rows"] = len(rows)
             file = run.write(f"train-{skew}-{seed}.jsonl", rows)
             data = Texts(train=file, dev=test, text=text, label=label, max_length=64)
-            for arm in REMEDIES:
+            for arm in remedies:
                 config = arm_config(arm, data, init_from, epochs, learning_rate)
                 name = f"{arm.replace(' ', '-')}-{skew}-{seed}"
                 found = run(dataclasses.replace(config, name=name, seed=seed))
                 arms.add(arm, f"1 : {skew}", found.metrics["dev/macro_f1"])
     if run.dry:
         return PLANNED
-    pairs = [(arm, PLAIN) for arm in REMEDIES if arm != PLAIN]
+    pairs = [(arm, PLAIN) for arm in remedies if arm != PLAIN]
     return Page(
         "Imbalance: which remedy survives error bars?",
         f"{len(run.results)} runs; {seeds} seeds; train {Path(train).name}, test {Path(test).name}",

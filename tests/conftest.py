@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Compiling is most of the time of these tests, and halved without LLVM's optimisation. Set before
@@ -25,3 +26,10 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tokens are cached for this session only."""
     os.environ["GRAFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def executables_of_a_module() -> Iterator[None]:
+    """Compiled programs stay in memory no longer than the tests that share them."""
+    yield
+    jax.clear_caches()

@@ -14,7 +14,7 @@ from tagged_files import write_tagged
 import launch
 from research import config as configs
 from research.data.texts import Texts
-from research.errors import DataError
+from research.errors import ConfigError, DataError
 from research.study import plan
 from research.study.runner import Runner
 
@@ -49,14 +49,18 @@ def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_imbalance_runs_every_remedy_on_thinned_rows(topics: Path, tmp_path: Path) -> None:
+def test_imbalance_sets_remedies_against_each_other_on_thinned_rows(
+    topics: Path, tmp_path: Path
+) -> None:
     file = str(topics / "rows.jsonl")
     knobs: dict[str, Any] = {"init_from": str(topics / "bert"), "train": file, "test": file}
     knobs |= {"skews": (4,), "most": 8, "epochs": 0.5, "seeds": 1}
+    assert len(plan_of("imbalance", tmp_path / "plan", **knobs)) == 7
+    knobs |= {"remedies": ("cross entropy", "logit adjustment", "re-sampling")}
     said, runner = run_study("imbalance", tmp_path, **knobs)
-    for arm in ("cross entropy", "focal", "logit adjustment", "re-sampling", "smoothing"):
-        assert arm in said
-    assert len(runner.results) == 7
+    assert "logit adjustment" in said and len(runner.results) == 3
+    with pytest.raises(ConfigError, match="remedies: no 'hope'"):
+        run_study("imbalance", tmp_path, **knobs | {"remedies": ("hope",)})
     lines = (runner.path / "train-4-0.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     counts = sorted(sum(row["category"] == topic for row in rows) for topic in TOPICS)
@@ -71,19 +75,14 @@ def test_tagging_compares_heads_on_both_trunks(tmp_path: Path) -> None:
     folder = write_tagged(tmp_path)
     words = (folder / "train" / "seq.in").read_text().splitlines()
     bert = write_bert(tmp_path, words)
-    said, runner = run_study(
-        "tagging",
-        tmp_path,
-        init_from=str(bert),
-        train=str(folder / "train.conll"),
-        dev=str(folder / "dev.conll"),
-        scheme="BIO",
-        epochs=0.5,
-        seeds=1,
-    )
-    names = [result.config.name for result in runner.results]
-    assert names == ["transformer-linear-0", "transformer-crf-0", "bilstm-linear-0", "bilstm-crf-0"]
-    assert "Entity F1" in said
+    knobs: dict[str, Any] = {"init_from": str(bert), "scheme": "BIO", "epochs": 0.5, "seeds": 1}
+    knobs |= {split: str(folder / f"{split}.conll") for split in ("train", "dev")}
+    names = {
+        f"{trunk}-{head}-0" for trunk in ("transformer", "bilstm") for head in ("linear", "crf")
+    }
+    assert plan_of("tagging", tmp_path / "plan", **knobs) == names
+    said, runner = run_study("tagging", tmp_path, **knobs, trunks=("Transformer",))
+    assert len(runner.results) == 2 and "Entity F1" in said
 
 
 def test_small_is_a_switch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +162,8 @@ def test_few_shots_see_the_same_rows_in_every_arm(topics: Path, given: str, tmp_
         assert arm in said
     runs = {result.config.name.split("/")[1]: result.config for result in runner.results}
     drawn = {runs["fine-tuning-3-13"].data.text_of("train", i)["text"] for i in range(9)}
-    paired = [json.loads(line) for line in (runner.path / "banking77-pairs-3-13.jsonl").open("rb")]
+    lines = (runner.path / "banking77-pairs-3-13.jsonl").read_text().splitlines()
+    paired = [json.loads(line) for line in lines]
     assert {row[side] for row in paired for side in "ab"} == drawn
     texts = {runs["prompt-3-13"].data.text_of("train", i)["text"] for i in range(9)}
     assert texts == {f"It was [MASK]. {text}" for text in drawn}
