@@ -18,6 +18,9 @@ A batch is a dict of arrays (int32 unless said otherwise):
     bytes, sources [B, M]                       of a corpus: UTF-8 bytes of an example's text, and
                                                 which source of a mixture it is from
     weights [B, M] float32                      0 for an empty place
+    domains [B, M]                              of two domains: 0 the source, 1 the target
+    progress [B, 1] float32                     in training: the share of the run that is done
+    delta [B, T, D] float32                     added to the word embeddings, where it is there
 """
 
 __version__ = "0.1.0"

@@ -167,9 +167,6 @@ class Objective(nn.Module):
     terms: Terms
     report_gradients: bool = False
 
-    def setup(self) -> None:
-        nn.share_scope(self, self.task)
-
     @property
     def backbone(self) -> Any:
         """The task's trunk."""
@@ -209,34 +206,40 @@ class Objective(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Any]:
+        assert self.scope is not None
+        plain = self.task.clone(parent=None)
+        # The keys themselves: the task draws from them what it would draw alone.
+        keys = {name: key.as_jax_rng() for name, key in self.scope.rngs.items()}
         if self.is_initializing():
             self.check(batch)
-            self.make_heads(batch)
+            self.make(plain, batch, keys)
+        params = self.variables["params"]
         if not train:
-            means: dict[str, Any] = self.task(batch, train=False)
-            return means
+            found: Any = plain.apply({"params": params}, batch, train=False, rngs=keys)
+            return dict(found)
         progress = batch["progress"][0, 0] if "progress" in batch else jnp.float32(1.0)
-        # The key itself: the task draws from it what it would draw alone.
-        assert self.scope is not None
-        key = self.scope.rngs["noise"].as_jax_rng()
-        plain, params = self.task.clone(parent=None), self.variables["params"]
-        view = View(plain, params, batch, key, progress)
+        view = View(plain, params, batch, keys["noise"], progress)
         means = dict(view.main.means)
-        main, weights, found = means["loss"], [1.0], {}
+        main, weights, own = means["loss"], [1.0], {}
         for part in self.terms.parts():
-            found[part.name] = part(view)
+            own[part.name] = part(view)
             weights.append(part.weight)
         ramps = [part.ramp(progress) for part in self.terms.parts()]
-        losses = [main, *(scaled(mean, r) for mean, r in zip(found.values(), ramps))]
+        losses = [main, *(scaled(mean, r) for mean, r in zip(own.values(), ramps))]
         if self.report_gradients:
             means |= self.gradients(view)
-        return means | {"loss": added(losses, weights), "task_loss": main} | found
+        return means | {"loss": added(losses, weights), "task_loss": main} | own
 
-    def make_heads(self, batch: Batch) -> None:
-        """Parameters for the terms that have a module of their own."""
+    def make(self, plain: nn.Module, batch: Batch, keys: dict[str, jax.Array]) -> None:
+        """The parameters that the task has alone, at the paths where it has them, and those of the
+        terms that have a module of their own."""
+        made: Any = plain.init(keys, batch, train=False)["params"]
+        for name, leaves in made.items():
+            self.param(name, lambda _, leaves=leaves: leaves)
         for part in self.terms.parts():
             if (head := part.head()) is not None:
-                head.clone(parent=self, name=part.name)(self.task.encode(batch))
+                vectors = plain.apply({"params": made}, batch, method="encode")
+                head.clone(parent=self, name=part.name)(vectors)
 
     def gradients(self, view: View) -> dict[str, Mean]:
         """The norm of each term's gradient, and its cosine to that of the task's loss."""

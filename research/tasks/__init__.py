@@ -24,7 +24,8 @@ class Task(Protocol):
     per_token: tuple[str, ...]
     """Names of the outputs of `predict` that are [B, T, ...]; a class attribute, not a field.
 
-    A class attribute `whole_batch` that is true refuses micro-batches: the loss compares examples.
+    A class attribute `whole_batch` that is true, or names what, refuses micro-batches: the loss
+    compares examples. Where a task has a field `task`, that one serves once it is trained.
     One called `resampled` names scores that are a function of any choice of examples, each on its
     own: they get bootstrap intervals. So do those that a method `by_row(outputs, examples)`, where
     there is one, tells as two sums a row, {name: (totals [rows], counts [rows])}. A method
