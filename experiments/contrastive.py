@@ -3,11 +3,13 @@
     launch.py study experiments/contrastive.py --init-from DIR --data "sst2;TRAIN;DEV" ...
     ... --small                                      one task, two seeds, few rows: minutes
 
-Cross entropy alone; supervised contrastive learning first, on the same labelled rows (SupCon,
-Khosla et al., 2020), then a linear layer on the trunk as it is, or fine-tuning by cross entropy;
-and SimCSE first (Gao et al., 2021), which reads the rows of `shots` without their labels. Gunel et
-al. (2021) saw gains at 20 labels a class that were gone at 1,000. DIR: any BERT directory.
-Two CPU cores and all-MiniLM-L6-v2: about 20 s a run of 100 steps, 4 arms, 6 hours as given.
+Cross entropy alone, with SupCon beside it (Gunel et al., 2021), and with R-Drop, which compares no
+examples but two dropouts of each (Liang et al., 2021); supervised contrastive learning first, on
+the same labelled rows (SupCon, Khosla et al., 2020), then a linear layer on the trunk as it is, or
+fine-tuning by cross entropy; and SimCSE first (Gao et al., 2021), which reads the rows of `shots`
+without their labels. Gunel et al. saw gains at 20 labels a class that were gone at 1,000. DIR: any
+BERT directory.
+Two CPU cores and all-MiniLM-L6-v2: about 20 s a run of 100 steps, 6 arms.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from experiments.corpora import ON_DEV, Corpus, corpus, cut, fewest
 from research.adapt import Strategy
 from research.config import Config
 from research.optim import Optim
+from research.regularize import Objective
 from research.strategies import Full, HeadOnly
 from research.study.arms import Arms
 from research.study.page import Block, Facts, Heading, Page, Text
@@ -25,10 +28,17 @@ from research.study.runner import PLANNED, Runner
 from research.tasks.classify import Classify
 from research.tasks.simcse import SimCSE
 from research.tasks.supcon import SupCon
+from research.terms import compare
+from research.terms.consistency import RDrop
 
 PLAIN, LINEAR = "cross entropy", "SupCon, then linear"
 # What is learned by cross entropy, whose name that is in a run's, and what goes before it.
-TASKS = {PLAIN: Classify(pool="mean", pooler=False)}
+CE = Classify(pool="mean", pooler=False)
+TASKS = {
+    PLAIN: CE,
+    "cross entropy with SupCon": Objective(task=CE, terms=compare.SupCon()),
+    "cross entropy with R-Drop": Objective(task=CE, terms=RDrop()),
+}
 FIRST = {
     LINEAR: (SupCon(pool="mean", second_view=True), HeadOnly()),
     "SupCon, then cross entropy": (SupCon(pool="mean", second_view=True), Full()),

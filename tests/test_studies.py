@@ -143,8 +143,8 @@ def test_contrastive_arms_go_before_cross_entropy(topics: Path, given: str, tmp_
     knobs |= {"shots": (4, 500), "steps": 2, "first_steps": 2}
     planned = plan_of("contrastive", tmp_path, **knobs)
     said, runner = run_study("contrastive", tmp_path, **knobs)
-    # Cross entropy, and three arms of two runs each; no label has 500 rows.
-    assert planned == {result.config.name for result in runner.results} and len(planned) == 7
+    # Three arms of one run and three of two each; no label has 500 rows.
+    assert planned == {result.config.name for result in runner.results} and len(planned) == 9
     runs = {result.config.name: result for result in runner.results}
     linear = runs["banking77/SupCon-then-linear-4-0"].config
     assert linear.init_from == str(runs["banking77/SupCon-then-linear-first-4-0"].path)
@@ -243,3 +243,18 @@ def test_rows_weigh_what_their_column_says(topics: Path, tmp_path: Path) -> None
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0] | {"much": "-1"}) + "\n")
     with pytest.raises(DataError, match=r"rows.jsonl:1: 'much' '-1' is no number from 0 up"):
         data.examples("train")
+
+
+def test_tricks_are_set_against_plain_fine_tuning(
+    topics: Path, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs: dict[str, Any] = {"init_from": str(topics / "bert"), "data": (given,), "steps": 2}
+    knobs |= {"seeds": 1, "limit": 12}
+    assert len(plan_of("tricks", tmp_path / "plan", **knobs)) == 7
+    module = configs.load_module("experiments/tricks.py")
+    kept = {name: module.TRICKS[name] for name in ("plain", "FGM", "EMA", "layer decay")}
+    monkeypatch.setattr(module, "TRICKS", kept)
+    runner = Runner(tmp_path / "tricks", progress=False)
+    said = module.study(runner, **knobs).text()
+    assert "layer decay" in said and len(runner.results) == 4
+    assert runner.results[2].config.optim.ema == 0.98
