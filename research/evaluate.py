@@ -49,6 +49,12 @@ def served(task: Any) -> Any:
     return getattr(task, "task", task)
 
 
+def served_params(task: Any, params: Any) -> Any:
+    """The parameters of what is served: an objective names those it has `beside` its task's."""
+    beside = getattr(task, "beside", ())
+    return {name: x for name, x in params.items() if name not in beside} if beside else params
+
+
 class Evaluator(Protocol):
     """Measures a model; `name` prefixes its numbers: "dev" gives "dev/accuracy"."""
 

@@ -179,6 +179,11 @@ class Objective(nn.Module):
         return found
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the parameters that are the terms' and not the task's."""
+        return tuple(part.name for part in self.terms.parts() if part.head() is not None)
+
+    @property
     def whole_batch(self) -> str:
         """What compares all examples of a batch; empty where nothing does."""
         names = [type(part).__name__ for part in self.terms.parts() if part.whole_batch]

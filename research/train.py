@@ -21,7 +21,7 @@ from research.checkpoint import Checkpoints
 from research.config import Config
 from research.data.batches import prefetch
 from research.errors import PreemptedError
-from research.evaluate import Model, served
+from research.evaluate import Model, served, served_params
 from research.journal import Clock, Journal, blank, process_age
 from research.metrics import Mean
 from research.runs import RunDirectory, StopSignal
@@ -227,7 +227,7 @@ class Loop:
 
     def evaluate(self) -> bool:
         """Runs every evaluator and writes the numbers; whether this is the best model so far."""
-        model = self.model(self.state.result)
+        model = self.model(served_params(self.config.task, self.state.result))
         metrics: dict[str, float] = {}
         details: dict[str, Any] = {}
         scores = {evaluator.name: evaluator(model) for evaluator in self.config.evals}

@@ -91,7 +91,7 @@ def test_a_run_with_terms_resumes_and_serves_the_task_within(
 
     learner = Objective(task=Classify(), terms=Distill(teacher=str(whole.path)))
     taught = workshop.config(
-        folder, task=learner, name="taught", steps=2, init_from=str(whole.path), save_every=2
+        folder, task=learner, name="taught", steps=3, init_from=str(whole.path), save_every=3
     )
     result = train.run(taught, tmp_path)
     assert "distill" in told(result.path)[0]

@@ -14,7 +14,7 @@ import numpy as np
 from research import average, manifest, runs
 from research.config import Config, build
 from research.errors import ConfigError
-from research.evaluate import Model, served
+from research.evaluate import Model, served, served_params
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def load(path: str | Path) -> Loaded:
     """
     path = Path(path)
     config = build(runs.read_config(path)["config"])
-    config = dataclasses.replace(config, task=served(config.task))
     directory = path / "checkpoints"
     step = manifest.best(directory) or manifest.latest(directory)
     if step is None:
         raise ConfigError(f"{path}: has no checkpoint yet")
-    params = average.load(directory, step)
+    params = served_params(config.task, average.load(directory, step))
+    config = dataclasses.replace(config, task=served(config.task))
     if getattr(config.data, "tokenizer", None) is not None:
         data = dataclasses.replace(config.data, tokenizer=str(path / "tokenizer"))
         config = dataclasses.replace(config, data=data)
