@@ -233,6 +233,7 @@ def make_program(
             key,
             microbatches=config.microbatches,
             ema=config.optim.ema,
+            steps=config.steps,
         )
         learned = flatten_dict(new.params, sep="/")
         return new.replace(params={path: learned[path] for path in own.params}), means
