@@ -8,6 +8,7 @@ trainer differentiates by the learning part alone.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import zlib
 from collections.abc import Mapping
@@ -56,6 +57,11 @@ class Strategy:
     def __or__(self, other: Strategy) -> Both:
         return Both(left=self, right=other)
 
+    @classmethod
+    def kinds(cls) -> tuple[type[Strategy], ...]:
+        """The strategies that need no more than their defaults: what `--adapt` may name."""
+        return tuple(kind for kind in cls.__subclasses__() if not needed(kind))
+
     def parts(self) -> tuple[Strategy, ...]:
         """The strategies that this one is made of."""
         return (self,)
@@ -101,6 +107,13 @@ class Strategy:
                 raise ConfigError(f"adapt: {self} adds {twice[0]} twice")
             found |= more
         return found
+
+
+def needed(kind: type[Strategy]) -> list[str]:
+    """The fields of a strategy without a default."""
+    missing = dataclasses.MISSING
+    found = dataclasses.fields(kind)
+    return [f.name for f in found if f.default is missing and f.default_factory is missing]
 
 
 @dataclass(frozen=True, kw_only=True)

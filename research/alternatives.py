@@ -12,8 +12,9 @@ from research.errors import ConfigError
 def choose(config: Any, arguments: list[str]) -> tuple[Any, list[str]]:
     """`config` with each `--path.of.field CLASS` done, and the arguments that are left.
 
-    A field whose type lists several dataclasses takes any of them, at its defaults; one that may be
-    None takes none. Class names are read in any case. Raises ConfigError for an unknown one.
+    A field whose type lists several dataclasses, or has `kinds`, takes any of them, at its
+    defaults; one that may be None takes none. Class names are read in any case. Raises ConfigError
+    for an unknown one.
     """
     rest: list[str] = []
     remaining = iter(arguments)
@@ -38,7 +39,7 @@ def classes(value: Any, path: list[str]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return {}
     hint = typing.get_type_hints(type(value)).get(path[-1])
-    options = typing.get_args(hint)
+    options = typing.get_args(hint) or getattr(hint, "kinds", tuple)()
     found = {kind.__name__.lower(): kind for kind in options if is_class(kind)}
     return found | ({"none": lambda: None} if found and type(None) in options else {})
 

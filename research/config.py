@@ -27,13 +27,13 @@ from typing import Any
 import flax.linen as nn
 import tyro
 
-from research.adapt import Full, Strategy
 from research.alternatives import choose
 from research.errors import ConfigError
 from research.evaluate import Evaluator
 from research.optim import Optim
 from research.sharding import MeshSpec
 from research.spikes import Spikes
+from research.strategies import Full, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

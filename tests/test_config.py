@@ -15,6 +15,7 @@ from research.errors import ConfigError
 from research.evaluate import HeldOut
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
+from research.strategies import LoRA
 from research.tasks.classify import Classify
 
 CONFIG = Config(
@@ -129,3 +130,11 @@ def test_differences_name_the_field() -> None:
     assert configs.differences(configs.describe(CONFIG), configs.describe(other)) == [
         "optim.learning_rate: 0.001 -> 0.002"
     ]
+
+
+def test_a_strategy_is_chosen_by_its_name_and_then_has_its_fields() -> None:
+    file = Path(__file__).parents[1] / "configs" / "smoke.py"
+    config = load_config(file, ["--adapt", "lora", "--adapt.rank", "4"])
+    assert config.adapt == LoRA(rank=4)
+    with pytest.raises(ConfigError, match="--adapt: no 'lorra', there are adapter, bitfit"):
+        load_config(file, ["--adapt", "lorra"])
