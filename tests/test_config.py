@@ -134,7 +134,7 @@ def test_differences_name_the_field() -> None:
 
 def test_a_strategy_is_chosen_by_its_name_and_then_has_its_fields() -> None:
     file = Path(__file__).parents[1] / "configs" / "smoke.py"
-    config = load_config(file, ["--adapt", "lora", "--adapt.rank", "4"])
+    config = configs.load_config(file, ["--adapt", "lora", "--adapt.rank", "4"])
     assert config.adapt == LoRA(rank=4)
     with pytest.raises(ConfigError, match="--adapt: no 'lorra', there are adapter, bitfit"):
-        load_config(file, ["--adapt", "lorra"])
+        configs.load_config(file, ["--adapt", "lorra"])
