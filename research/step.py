@@ -103,32 +103,13 @@ def train_step(
         (_, means), grads = jax.value_and_grad(total, has_aux=True)(learning, batch, whole)
         return grads, means
 
+    def loss(batch: Any) -> Any:
+        return total(learning, batch, None)[1]["loss"]
+
     if microbatches == 1:
         sums, means = gradient(batch)
     else:
-        # Every microbatches-th row, so that each shard of the rows stays on its device.
-        slices = {
-            name: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
-            for name, x in batch.items()
-        }
-
-        first = jax.tree.map(lambda x: x[0], slices)
-
-        def add_up(function: Callable[[Any], Any]) -> Any:
-            zero = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
-            )
-            return jax.lax.scan(
-                lambda sums, rows: (jax.tree.map(jnp.add, sums, function(rows)), None), zero, slices
-            )[0]
-
-        def loss(rows: Any) -> Any:
-            return total(learning, rows, None)[1]["loss"]
-
-        # Terms with counts of their own need those of the whole batch first. Only the counts are
-        # used of this pass, so that the compiler drops all that is not needed to count.
-        whole = None if isinstance(jax.eval_shape(loss, first), Mean) else add_up(loss)
-        sums, means = add_up(lambda rows: gradient(rows, whole))
+        sums, means = accumulate(gradient, loss, batch, microbatches)
     count = jnp.maximum(means["loss"].count, 1e-9)
     sums = pull(sums, params, rules, count)
     norm = optax.tree.norm(sums) / count
@@ -143,6 +124,35 @@ def train_step(
         ema=None if ema is None else average.follow(state.ema, learned, ema, finite),
     )
     return new, means
+
+
+def accumulate(
+    gradient: Callable[[Any, Any], Any],
+    loss: Callable[[Any], Any],
+    batch: dict[str, jax.Array],
+    microbatches: int,
+) -> tuple[Flat, dict[str, Mean]]:
+    """Sums of gradients and means over pieces of a batch, of which one is in memory at a time."""
+    # Every microbatches-th row, so that each shard of the rows stays on its device.
+    slices = {
+        name: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
+        for name, x in batch.items()
+    }
+    first = jax.tree.map(lambda x: x[0], slices)
+
+    def add_up(function: Callable[[Any], Any]) -> Any:
+        zero = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
+        )
+        return jax.lax.scan(
+            lambda sums, rows: (jax.tree.map(jnp.add, sums, function(rows)), None), zero, slices
+        )[0]
+
+    # Terms with counts of their own need those of the whole batch first. Only the counts are used
+    # of this pass, so that the compiler drops all that is not needed to count.
+    whole = None if isinstance(jax.eval_shape(loss, first), Mean) else add_up(loss)
+    sums, means = add_up(lambda rows: gradient(rows, whole))
+    return sums, means
 
 
 def pull(sums: Flat, params: Flat, rules: Mapping[str, Rule], count: jax.Array) -> Flat:
