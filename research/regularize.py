@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,18 +60,19 @@ Ramp = Constant | Warm | Dann
 
 
 @dataclass(frozen=True)
-class Terms:
+class Terms(ABC):
     """One term or several. `a + b` is both, `0.1 * a` a tenth of each."""
 
+    @abstractmethod
     def parts(self) -> tuple[Term, ...]:
         """The terms that this is made of."""
-        raise NotImplementedError
 
     def __add__(self, other: Terms) -> Sum:
         return Sum(left=self, right=other)
 
+    @abstractmethod
     def __rmul__(self, factor: float) -> Terms:
-        raise NotImplementedError
+        """The same with every weight times `factor`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +128,9 @@ class Term(Terms):
         found: jax.Array = head.apply({"params": view.params[self.name]}, vectors)
         return found
 
+    @abstractmethod
     def __call__(self, view: View) -> Mean:
         """The mean that is minimised, before its weight."""
-        raise NotImplementedError
 
 
 def has_embeddings(task: Any) -> bool:

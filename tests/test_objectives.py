@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from test_step import PACKED, PADDED, SPEC, assert_close, gradients, start, step
+from workshop import loss_curve
 
-from research import initialize, sharding
-from research.adapt import Full
 from research.errors import ConfigError
 from research.evaluators.pseudo import pseudo_nll
 from research.metrics import Mean, WeightedSum
@@ -22,7 +21,6 @@ from research.models import layers
 from research.models.transformer import Transformer
 from research.optim import Optim
 from research.sharding import MeshSpec
-from research.step import abstract_state, make_step
 from research.tasks.causal import CausalLM, draw_prefix, of_next
 from research.tasks.lm import MaskedLM
 from research.tasks.mixture import Mixture, Term
@@ -81,18 +79,7 @@ def test_meshes_do_not_change_the_loss() -> None:
     optim = Optim(learning_rate=1e-2, warmup=0)
 
     def curve(spec: MeshSpec, devices: int) -> list[float]:
-        mesh = spec.build(jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            params = initialize.abstract_params(task, batch, mesh)
-            abstract, create = abstract_state(optim, Full(), 10, params, mesh)
-            where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-            state = jax.jit(create, out_shardings=where)(start(task))
-            program = make_step(task, optim, Full(), 10, 1)
-            found = []
-            for _ in range(2):
-                state, means = program(state, sharding.put(batch, mesh), jax.random.key(7))
-                found.append(float(means["loss"].value))
-        return found
+        return loss_curve(task, optim, batch, start(task), spec, devices, steps=2)
 
     one = curve(MeshSpec(), 1)
     np.testing.assert_allclose(curve(MeshSpec(data=2, fsdp=2, tensor=2), 8), one, rtol=1e-5)

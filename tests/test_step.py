@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from workshop import loss_curve
 
-from research import initialize, sharding
+from research import initialize
 from research.adapt import Full, HeadOnly
 from research.metrics import Mean
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
 from research.sharding import MeshSpec
-from research.step import abstract_state, init_state, make_step, train_step
+from research.step import init_state, make_step, train_step
 from research.tasks.classify import Classify
 from research.tasks.lm import MaskedLM
 
@@ -129,19 +130,8 @@ def test_microbatches_do_not_change_a_ragged_step(task: nn.Module, microbatches:
 @pytest.mark.parametrize("axes", [(2, 1, 1), (8, 1, 1), (1, 4, 1), (2, 2, 2), (1, 1, 8)])
 def test_meshes_do_not_change_the_loss_curve(axes: tuple[int, int, int]) -> None:
     def curve(spec: MeshSpec, devices: int) -> list[float]:
-        mesh = spec.build(jax.devices()[:devices])
         batch = batch_of([[9, 8, 7], [5, 12], [20], [3, 3, 3, 15], [4], [6, 6], [11], [2, 2]])
-        with jax.set_mesh(mesh):
-            params = initialize.abstract_params(CLASSIFY, batch, mesh)
-            abstract, create = abstract_state(OPTIM, Full(), 10, params, mesh)
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-            state = jax.jit(create, out_shardings=shardings)(start(CLASSIFY))
-            program = make_step(CLASSIFY, OPTIM, Full(), 10, 1)
-            losses = []
-            for _ in range(4):
-                state, means = program(state, sharding.put(batch, mesh), jax.random.key(7))
-                losses.append(float(means["loss"].value))
-        return losses
+        return loss_curve(CLASSIFY, OPTIM, batch, start(CLASSIFY), spec, devices, steps=4)
 
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: tests/conftest.py simulates them")

@@ -7,12 +7,18 @@ import random
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from research import initialize, sharding
 from research.config import Config
 from research.data.texts import Texts
 from research.data.wordpiece import train_wordpiece
 from research.evaluate import HeldOut
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
+from research.sharding import MeshSpec
+from research.step import abstract_state, make_step
+from research.strategies import Full
 from research.tasks.classify import Classify
 
 WORDS = {"fruit": "apple pear plum cherry grape", "metal": "iron zinc copper silver tin"}
@@ -56,3 +62,21 @@ def config(folder: Path, **changes: Any) -> Config:
         track="dev/accuracy",
     )
     return dataclasses.replace(made, **changes)
+
+
+def loss_curve(
+    task: Any, optim: Optim, batch: Any, params: Any, spec: MeshSpec, devices: int, *, steps: int
+) -> list[float]:
+    """The losses of some steps on one batch, all over a mesh of the first `devices` devices."""
+    mesh = spec.build(jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        shapes = initialize.abstract_params(task, batch, mesh)
+        abstract, create = abstract_state(optim, Full(), 10, shapes, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = jax.jit(create, out_shardings=shardings)(params)
+        program = make_step(task, optim, Full(), 10, 1)
+        losses = []
+        for _ in range(steps):
+            state, means = program(state, sharding.put(batch, mesh), jax.random.key(7))
+            losses.append(float(means["loss"].value))
+    return losses

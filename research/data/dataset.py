@@ -69,7 +69,7 @@ class Dataset(ABC):
 
         Raises what `examples` does.
         """
-        return Batches(
+        return self.batches(split, steps)(
             self.examples(split),
             batch_size,
             steps=steps,
@@ -78,6 +78,10 @@ class Dataset(ABC):
             host=host,
             arrangement=self.arrangement,
         )
+
+    def batches(self, split: str, steps: int | None) -> type[Batches]:
+        """How the examples of a split become batches."""
+        return Batches
 
     def encode_rows(
         self,

@@ -40,28 +40,9 @@ class Domains(Texts):
             return found
         return both(self, self.signature("train"), signature(self.needed_target()))
 
-    def open(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        multiple: int = 1,
-        host: tuple[int, int] = (0, 1),
-    ) -> Batches:
-        """See `Dataset.open`. Raises ConfigError for an odd number of examples a step."""
-        if split != "train" or steps is None:
-            return super().open(split, batch_size, steps=steps, multiple=multiple, host=host)
-        return Halves(
-            self.examples(split),
-            batch_size,
-            steps=steps,
-            seed=seed,
-            multiple=multiple,
-            host=host,
-            arrangement=self.arrangement,
-        )
+    def batches(self, split: str, steps: int | None) -> type[Batches]:
+        """See `Dataset.batches`; a training stream has both domains in every batch."""
+        return Batches if split != "train" or steps is None else Halves
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""

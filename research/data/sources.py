@@ -56,7 +56,6 @@ DAMAGE = (
     lzma.LZMAError,
     zipfile.BadZipFile,
     RuntimeError,
-    NotImplementedError,
     ValueError,
 )
 

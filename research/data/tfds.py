@@ -40,7 +40,7 @@ def open_source(name: str, split: str) -> Any:
         raise ConfigError(
             f"tfds:{name}: needs TensorFlow ({error}); install the extra: pip install graft-lab[tf]"
         ) from error
-    except (AssertionError, LookupError, ValueError, OSError, NotImplementedError) as error:
+    except (AssertionError, LookupError, ValueError, OSError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(
             f"tfds:{name}:{split}: not prepared as array_record in "

@@ -12,53 +12,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from research import losses, sharding
+from research import sharding
 from research.data.batches import Batches
 from research.data.choices import Choices, answered_rows
 from research.data.sources import Rows, read_rows, signature
 from research.data.texts import Texts
 from research.errors import ConfigError
 from research.evaluate import Model, Scores, forward
+from research.evaluators.pseudo import pseudo_nll
 
 # Sums of float32 tell nothing apart that is closer than this, in nats.
 TIE = 1e-4
 
 # The paper's 12 phenomena are 13 in its files.
 PHENOMENA = {"s-selection": "argument_structure"}
-
-
-def pseudo_likelihood(task: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Each token of a text from all others, by a masked language model (Salazar et al., 2020).
-
-    `nll`, nats, and `count` of the tokens that are not special, float32 [B, M]. One pass a token of
-    the longest text, in which every text has one token masked.
-    """
-    free, variables = task.unbind()
-    tokens, lengths = batch["tokens"], batch["lengths"]
-    special = jnp.isin(tokens, jnp.asarray(task.special_ids, jnp.int32))
-
-    def read(task: Any, batch: dict[str, jax.Array], at: jax.Array) -> jax.Array:
-        x = jnp.take_along_axis(task.backbone(batch), at[..., None], axis=1)
-        logits: jax.Array = task.logits(x)
-        return logits
-
-    def add(k: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden = (batch["positions"] == k) & (batch["segments"] > 0)
-        shown = jnp.where(hidden, jnp.int32(task.mask_id), tokens)
-        at = jnp.minimum(batch["starts"] + k, tokens.shape[1] - 1)  # [B, M]
-        logits: Any = free.apply(variables, batch | {"tokens": shown}, at, method=read)
-        values = losses.cross_entropy(logits, jnp.take_along_axis(tokens, at, axis=1))
-        counted = (k < lengths) & ~jnp.take_along_axis(special, at, axis=1)
-        return sums[0] + jnp.where(counted, values, 0.0), sums[1] + counted.astype(jnp.float32)
-
-    zeros = jnp.zeros(lengths.shape, jnp.float32)
-    nll, count = lax.fori_loop(0, jnp.max(lengths), add, (zeros, zeros))
-    return {"nll": nll, "count": count}
 
 
 def likelihoods(model: Model, batches: Any, *, pseudo: bool = False) -> dict[str, Any]:
@@ -69,7 +38,7 @@ def likelihoods(model: Model, batches: Any, *, pseudo: bool = False) -> dict[str
     name = type(model.task).__name__
     if pseudo and getattr(model.task, "mask_id", None) is None:
         raise ConfigError(f"evals: pseudo is for masked language models, and {name} has no mask")
-    method = pseudo_likelihood if pseudo else "predict"
+    method = pseudo_nll if pseudo else "predict"
     _, outputs = forward(model, batches, means=False, method=method)
     if "nll" not in outputs:
         raise ConfigError(f"evals: {name} tells no likelihood of a text; is it masked: set pseudo")

@@ -81,11 +81,11 @@ def pseudo_nll(task: nn.Module, batch: dict[str, jax.Array]) -> dict[str, jax.Ar
         counts = (here < batch["lengths"]) & jnp.take_along_axis(asked, at, axis=1)
         return jnp.where(counts, nll, 0.0)
 
-    def one(total: jax.Array, here: jax.Array) -> tuple[jax.Array, None]:
+    def add(here: jax.Array, total: jax.Array) -> jax.Array:
         shown = jnp.where((positions == here) & asked, jnp.int32(task.mask_id), tokens)
         nats: Any = plain.apply(variables, shown, here, method=told)
-        return total + nats, None
+        return total + nats
 
-    longest = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    nll, _ = jax.lax.scan(one, jnp.zeros(batch["ids"].shape, jnp.float32), longest)
+    nothing = jnp.zeros(batch["ids"].shape, jnp.float32)
+    nll = jax.lax.fori_loop(0, jnp.max(batch["lengths"]), add, nothing)
     return {"nll": nll, "count": by_example(asked.astype(jnp.int32), batch)}

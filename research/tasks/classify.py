@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from research.models.pooling import Pool, pool
 Batch = dict[str, jax.Array]
 
 
-class Pooled(nn.Module):
+class Pooled(nn.Module, ABC):
     """A linear head on one vector an example (Devlin et al., 2019); what it means is a subclass's.
 
     `pool`: an example's first or last token, or the mean over its tokens; `pooler`: BERT's dense
@@ -53,9 +54,9 @@ class Pooled(nn.Module):
                 f"{type(self.backbone).__name__}; use last or mean"
             )
 
+    @abstractmethod
     def make_head(self) -> nn.Module:
         """The layer from [B, M, D] to what `logits` gives."""
-        raise NotImplementedError
 
     def encode(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """One vector an example: [B, M, D]; zero at empty places under mean pooling."""

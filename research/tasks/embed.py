@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -22,7 +23,7 @@ from research.models.pooling import Pool, pool
 Batch = dict[str, jax.Array]
 
 
-class Embed(nn.Module):
+class Embed(nn.Module, ABC):
     """What all losses on sentence vectors share (Reimers & Gurevych, 2019); a loss is `compare`.
 
     `pool` makes the vector of a text of those of its tokens; `pooler`: BERT's dense tanh layer on
@@ -116,9 +117,9 @@ class Embed(nn.Module):
             raise ConfigError(f"{type(self).__name__} learns from {wanted}: see data.scored")
         return {}
 
+    @abstractmethod
     def compare(self, views: tuple[jax.Array, ...], batch: Batch) -> dict[str, Mean]:
         """The means of a batch, its texts as vectors [B, M, D] in each view."""
-        raise NotImplementedError
 
     def predict(self, batch: Batch) -> dict[str, jax.Array]:
         """`vectors` float32 [B, M, D]."""

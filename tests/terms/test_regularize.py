@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from objectives import CLASSIFY, KEY, PACKED, PADDED, batch_of, start
+from workshop import loss_curve
 
 from research import config as configs
-from research import initialize, sharding
+from research import initialize
 from research.adapt import Full
 from research.errors import ConfigError
 from research.optim import Optim
 from research.regularize import Constant, Dann, Objective, Warm
 from research.sharding import MeshSpec
-from research.step import abstract_state, init_state, make_step, train_step
+from research.step import init_state, train_step
 from research.tasks.regress import Regress
 from research.terms.adversarial import Fgm, FreeLB, Vat
 from research.terms.compare import Mixup, SimCSE, SupCon
@@ -105,18 +106,7 @@ def test_meshes_do_not_change_the_loss_curve(axes: tuple[int, int, int]) -> None
     batch = batch_of([[5, 4, 3], [6, 2], [9], [3, 3], [2], [4, 4], [7], [2, 2]])
 
     def curve(spec: MeshSpec, devices: int) -> list[float]:
-        mesh = spec.build(jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            params = initialize.abstract_params(task, batch, mesh)
-            abstract, create = abstract_state(OPTIM, Full(), 10, params, mesh)
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-            state = jax.jit(create, out_shardings=shardings)(start(task))
-            program = make_step(task, OPTIM, Full(), 10, 1)
-            losses = []
-            for _ in range(2):
-                state, means = program(state, sharding.put(batch, mesh), jax.random.key(7))
-                losses.append(float(means["loss"].value))
-        return losses
+        return loss_curve(task, OPTIM, batch, start(task), spec, devices, steps=2)
 
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: tests/conftest.py simulates them")

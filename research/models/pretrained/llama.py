@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from research.errors import ConfigError
@@ -163,20 +164,32 @@ def to_config(spec: Spec) -> dict[str, Any]:
     return describe(spec) | {"attention_bias": False, "mlp_bias": False}
 
 
-FAMILY = Family(
-    name="llama",
-    prefix="model.",
-    rules=RULES,
-    to_spec=to_spec,
-    to_config=to_config,
-    trunk=Architecture(name="LlamaModel", prefixed=False),
-    tasks=architectures("Llama"),
-    buffers=BUFFERS,
-    tied=TIED,
-    special_tokens={
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-    },
-)
+def family(
+    name: str,
+    kin: str,
+    to_spec: Callable[[Settings], Spec],
+    to_config: Callable[[Spec], dict[str, Any]],
+    special_tokens: Mapping[str, str],
+) -> Family:
+    """The table of a decoder with Llama's tensors, whose classes' names begin with `kin`."""
+    return Family(
+        name=name,
+        prefix="model.",
+        rules=RULES,
+        to_spec=to_spec,
+        to_config=to_config,
+        trunk=Architecture(name=f"{kin}Model", prefixed=False),
+        tasks=architectures(kin),
+        buffers=BUFFERS,
+        tied=TIED,
+        special_tokens=special_tokens,
+    )
+
+
+SPECIAL = {
+    "unk_token": "<unk>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+}
+FAMILY = family("llama", "Llama", to_spec, to_config, SPECIAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from research.models.pretrained import llama
-from research.models.pretrained.family import Architecture, Family, Settings
+from research.models.pretrained.family import Settings
 from research.models.transformer import Spec
 
 
@@ -23,15 +23,4 @@ def to_config(spec: Spec) -> dict[str, Any]:
     return llama.describe(spec) | {"sliding_window": tokens}
 
 
-FAMILY = Family(
-    name="mistral",
-    prefix="model.",
-    rules=llama.RULES,
-    to_spec=to_spec,
-    to_config=to_config,
-    trunk=Architecture(name="MistralModel", prefixed=False),
-    tasks=llama.architectures("Mistral"),
-    buffers=llama.BUFFERS,
-    tied=llama.TIED,
-    special_tokens=llama.FAMILY.special_tokens,
-)
+FAMILY = llama.family("mistral", "Mistral", to_spec, to_config, llama.SPECIAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from research.models.pretrained import llama
-from research.models.pretrained.family import Architecture, Family, Settings
+from research.models.pretrained.family import Settings
 from research.models.transformer import Spec
 
 SPECIAL = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
@@ -34,28 +34,5 @@ def to_config3(spec: Spec) -> dict[str, Any]:
     return llama.describe(spec) | {"use_sliding_window": False, "attention_bias": False}
 
 
-QWEN2 = Family(
-    name="qwen2",
-    prefix="model.",
-    rules=llama.RULES,
-    to_spec=to_spec2,
-    to_config=to_config2,
-    trunk=Architecture(name="Qwen2Model", prefixed=False),
-    tasks=llama.architectures("Qwen2"),
-    buffers=llama.BUFFERS,
-    tied=llama.TIED,
-    special_tokens=SPECIAL,
-)
-
-QWEN3 = Family(
-    name="qwen3",
-    prefix="model.",
-    rules=llama.RULES,
-    to_spec=to_spec3,
-    to_config=to_config3,
-    trunk=Architecture(name="Qwen3Model", prefixed=False),
-    tasks=llama.architectures("Qwen3"),
-    buffers=llama.BUFFERS,
-    tied=llama.TIED,
-    special_tokens=SPECIAL,
-)
+QWEN2 = llama.family("qwen2", "Qwen2", to_spec2, to_config2, SPECIAL)
+QWEN3 = llama.family("qwen3", "Qwen3", to_spec3, to_config3, SPECIAL)
