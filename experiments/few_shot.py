@@ -8,7 +8,6 @@ Fine-tuning, LoRA, BitFit, a linear head, a ridge probe and nearest neighbours o
 is, contrastive pairs and then a ridge (SetFit, Tunstall et al., 2022, whose head is a logistic
 regression), and the word at a mask (Schick & Schütze, 2021; Gao et al., 2021, whose seeds the
 default ones are). All see the same k rows of a seed, and none sees others. DIR: any BERT directory.
-Two CPU cores and all-MiniLM-L6-v2: about 30 s a run, 75 runs a task and k that is drawn of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From counting to Transformers: what did each generation of language models buy? On one text.
 
     launch.py study experiments/lineage.py                            the standard library's English
-    ... --small True                                                  a few minutes on two cores
+    ... --small                                                       a few minutes on two cores
     ... --data wikitext-2/train.txt --held-out wikitext-2/test.txt    any text, one passage a line
 
 Unigrams, Kneser-Ney 3- and 5-grams (1995), Bengio's network (2003), an LSTM (2010) and a

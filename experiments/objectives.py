@@ -1,7 +1,7 @@
 """Which objective of pre-training serves best, when data, tokens and parameters are the same?
 
     launch.py study experiments/objectives.py                the standard library's English
-    ... --small True                                         minutes on two cores
+    ... --small                                              minutes on two cores
     ... --tasks sst2=TRAIN,DEV cola=TRAIN,DEV areas          files for configs/sst2.py, ...
     ... --data 'corpus/*.txt.gz' --tokenizer DIR             any text, one passage a line
 

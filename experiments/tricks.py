@@ -5,9 +5,8 @@
 
 Against plain fine-tuning: FGM (Miyato et al., 2017), R-Drop (Liang et al., 2021), mixup of sentence
 vectors (Guo et al., 2019), label smoothing (Szegedy et al., 2016), averaged parameters (EMA) and
-layer-wise learning-rate decay (Howard & Ruder, 2018). R-Drop and FGM take two passes a step and so
-twice the time, which the table does not see. DIR: any BERT directory.
-Two CPU cores and all-MiniLM-L6-v2: about 20 s a run of 100 steps, 7 arms.
+layer-wise learning-rate decay (Howard & Ruder, 2018). R-Drop and FGM take a second pass a
+step, whose cost the table does not show. DIR: any BERT directory.
 """
 
 from __future__ import annotations
