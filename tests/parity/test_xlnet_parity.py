@@ -17,7 +17,7 @@ from research.models.xlnet import XLNet, remember
 from research.tasks.answer import Answer
 from research.tasks.choice import MultipleChoice
 from research.tasks.classify import Classify
-from research.tasks.embed import Embed
+from research.tasks.embed import InfoNCE
 from research.tasks.permutation import PermutationLM
 from research.tasks.tag import Tag
 
@@ -112,8 +112,8 @@ def words_of(folder: Path) -> Path:
 
 NAMES = {"id2label": dict(enumerate(TAGS)), "label2id": {tag: i for i, tag in enumerate(TAGS)}}
 CASES: dict[str, tuple[Any, Any, dict[str, Any], Any, str]] = {
-    "trunk": ("XLNetModel", "AutoModel", {}, Embed(normalize=False), "encode"),
-    "uni": ("XLNetModel", "AutoModel", {"attn_type": "uni"}, Embed(normalize=False), "encode"),
+    "trunk": ("XLNetModel", "AutoModel", {}, InfoNCE(normalize=False), "encode"),
+    "uni": ("XLNetModel", "AutoModel", {"attn_type": "uni"}, InfoNCE(normalize=False), "encode"),
     "classes": (
         "XLNetForSequenceClassification", "AutoModelForSequenceClassification", NAMES,
         Classify(labels=TAGS, pool="last"), "logits",
