@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from research import sharding
 from research.models import layers, vocabulary
 from research.models.layers import Dense, Embedding
+from research.models.pooling import Trunk
 
 Batch = dict[str, jax.Array]
 
@@ -42,7 +43,7 @@ class FeedforwardSpec:
         return self.hidden + self.direct * self.context * self.embed_width
 
 
-class Feedforward(nn.Module):
+class Feedforward(Trunk):
     """Tokens to vectors: batch -> [B, T, D] (Bengio et al., 2003).
 
     With x the vectors of the last `context` tokens of the segment, zeros before its first, the

@@ -62,9 +62,9 @@ def bottleneck(
 def prefixed(
     module: nn.Module, key: jax.Array, value: jax.Array, mask: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Keys and values [B, P + T, G, K], mask [B, T, P + T] and names of keys [B, P + T] of an
+    """Keys and values [B, P + S, G, K], mask [B, T, P + S] and names of keys [B, P + S] of an
     attention with P keys of its own, in which every token sees them."""
-    rows, tokens = positions.shape
+    rows, tokens = mask.shape[:2]
     length = leaf(module, "prefix_key").shape[0]
 
     def extend(name: str, x: jax.Array) -> jax.Array:

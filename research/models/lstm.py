@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from research import sharding
 from research.models import layers, vocabulary
 from research.models.layers import Dense, Embedding
+from research.models.pooling import Trunk
 from research.models.recurrent import recur, recurrent_init
 
 Batch = dict[str, jax.Array]
@@ -37,7 +38,7 @@ class LstmSpec:
         return True
 
 
-class Lstm(nn.Module):
+class Lstm(Trunk):
     """Tokens to vectors: batch -> [B, T, D] (Mikolov et al., 2010; Zaremba et al., 2014).
 
     The state starts anew with every segment.

@@ -15,21 +15,36 @@ Batch = dict[str, jax.Array]
 Pool = Literal["first", "last", "mean"]
 
 
+class Trunk(nn.Module):
+    """Tokens to vectors: called with a batch [B, T, D], `noise` uint32 [B, T] being for dropout."""
+
+    def at(self, batch: Batch, places: jax.Array, *, noise: jax.Array | None = None) -> jax.Array:
+        """The vectors of the tokens at `places` int32 [B, P] alone: [B, P, D]."""
+        return at(self(batch, noise=noise), places)
+
+
+def at(x: jax.Array, places: jax.Array) -> jax.Array:
+    """What x [B, T, ...] holds at the places int32 [B, P] of each row: [B, P, ...]."""
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def ends(batch: Batch, how: Literal["first", "last"]) -> jax.Array:
+    """Where the first or the last token of each example is in its row: int32 [B, M]."""
+    starts = batch["starts"]
+    return starts if how == "first" else starts + jnp.maximum(batch["lengths"], 1) - 1
+
+
 def pool(x: jax.Array, batch: Batch, how: Pool) -> jax.Array:
     """One vector an example: [B, T, D] -> [B, M, D]. BERT's is the first token (Devlin et al.,
     2019), sentence encoders' the mean (Reimers & Gurevych, 2019), decoders' the last."""
-    return {"first": pool_first, "last": pool_last, "mean": pool_mean}[how](x, batch)
+    return pool_mean(x, batch) if how == "mean" else at(x, ends(batch, how))
 
 
-def pool_first(x: jax.Array, batch: Batch) -> jax.Array:
-    """The vector of each example's first token: [B, T, D] -> [B, M, D]."""
-    return jnp.take_along_axis(x, batch["starts"][..., None], axis=1)
-
-
-def pool_last(x: jax.Array, batch: Batch) -> jax.Array:
-    """The vector of each example's last token: [B, T, D] -> [B, M, D]."""
-    last = batch["starts"] + jnp.maximum(batch["lengths"], 1) - 1
-    return jnp.take_along_axis(x, last[..., None], axis=1)
+def pooled(trunk: Trunk, batch: Batch, how: Pool, noise: jax.Array | None) -> jax.Array:
+    """The same of the vectors that a trunk makes of a batch, those that count alone."""
+    if how == "mean":
+        return pool_mean(trunk(batch, noise=noise), batch)
+    return trunk.at(batch, ends(batch, how), noise=noise)
 
 
 def pool_mean(x: jax.Array, batch: Batch) -> jax.Array:

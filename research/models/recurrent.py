@@ -18,6 +18,7 @@ from research import sharding
 from research.errors import ConfigError
 from research.models import layers
 from research.models.layers import Dense, Embedding
+from research.models.pooling import Trunk
 
 Batch = dict[str, jax.Array]
 
@@ -44,7 +45,7 @@ class RecurrentSpec:
     dtype: layers.Dtype = "auto"
 
 
-class Recurrent(nn.Module):
+class Recurrent(Trunk):
     """Words to vectors: batch -> [B, T, D] (Lample et al., 2016; characters as Ma & Hovy, 2016).
 
     With `filters` the batch holds `characters` [B, T, W] (see `Tagged.characters`).

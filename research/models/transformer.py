@@ -6,7 +6,7 @@ Examples packed into a row never see each other: attention and positions are per
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,25 +15,16 @@ import jax.numpy as jnp
 from research import sharding
 from research.errors import ConfigError
 from research.models import grafts, layers, vocabulary
-from research.models.cache import Cache, Past
-from research.models.layers import ACTIVATIONS, Dense, Embedding
-from research.models.pooling import Pooler
+from research.models.block import Block, Context
+from research.models.cache import Cache
+from research.models.layers import Dense, Embedding
+from research.models.pooling import Pooler, Trunk
 from research.models.spec import Spec
 
 Batch = dict[str, jax.Array]
 
 
-class Context(NamedTuple):
-    """What all blocks read: masks [B, T, S] of S keys, `near` that within the window; positions
-    [B, T]; and, known while tracing as a structure is, whether blocks `keep` what they return."""
-
-    mask: jax.Array
-    near: jax.Array | None
-    positions: jax.Array
-    keep: tuple[()] | None = None
-
-
-class Transformer(nn.Module):
+class Transformer(Trunk):
     """Tokens to vectors: batch -> [B, T, D] (Vaswani et al., 2017; Devlin et al., 2019)."""
 
     spec: Spec
@@ -87,6 +78,14 @@ class Transformer(nn.Module):
         x = x[:, : batch["tokens"].shape[1]]
         return self.final_norm(x) if self.spec.norm_first else x, cache
 
+    def at(self, batch: Batch, places: jax.Array, *, noise: jax.Array | None = None) -> jax.Array:
+        """See `Trunk.at`. In the last block the other tokens are keys and values alone, which
+        spares nearly all its products; in a scanned stack blocks are all alike, and it is whole."""
+        if self.spec.scan:
+            return super().at(batch, places, noise=noise)
+        x, _, _ = self.stack(*self.vectors(batch, noise), None, keep=False, places=places)
+        return self.final_norm(x) if self.spec.norm_first else x
+
     def layers(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """The vectors under and above every block: [B, T] tokens -> [L + 1, B, T, D].
 
@@ -128,8 +127,11 @@ class Transformer(nn.Module):
         cache: Cache | None,
         *,
         keep: bool,
+        places: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, Any]:
         """All blocks: [B, T, D] -> the same, the cache, and [L, B, T, D] after each where `keep`.
+
+        With `places` [B, P] the last block returns these tokens alone.
 
         Raises ConfigError for a cache beside a learned prompt, whose tokens it would hold twice.
         """
@@ -151,7 +153,8 @@ class Transformer(nn.Module):
             found: list[Any] = []
             for i in range(spec.depth):
                 before = None if past is None else past[i]
-                carry, after = self.blocks[i](carry, context, jnp.int32(i), before)
+                last = places if i == spec.depth - 1 else None
+                carry, after = self.blocks[i](carry, context, jnp.int32(i), before, last)
                 found.append(after)
             kept = jnp.stack([one for one, _ in found]) if keep else None
             past = tuple(one for _, one in found)
@@ -183,117 +186,3 @@ class Transformer(nn.Module):
     def words(self) -> Embedding:
         """The table that vectors are scored against."""
         return self.embed if self.spec.tied else self.unembed
-
-
-class Block(nn.Module):
-    """Attention and MLP, each in a residual branch: [B, T, D] -> [B, T, D].
-
-    `number` counts from the bottom; where all blocks are compiled once, it comes with the call.
-    """
-
-    spec: Spec
-    number: int | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        carry: tuple[jax.Array, jax.Array | None],
-        context: Context,
-        number: jax.Array,
-        past: Past | None,
-    ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array | None, Past | None]]:
-        spec, (x, noise) = self.spec, carry
-        place = number if self.number is None else self.number
-        if noise is not None:
-            noise = layers.mix(noise + jnp.uint32(1))
-        attention = Attention(spec, name="attention")
-        mlp = Mlp(spec, name="mlp")
-        mlp_norm = spec.make_norm("mlp_norm")
-
-        def drop(y: jax.Array, site: int, adapter: str) -> jax.Array:
-            here = None if noise is None else noise ^ jnp.uint32(site)
-            y = layers.dropout(y, spec.dropout, here)
-            return grafts.bottleneck(self, adapter, y, ACTIVATIONS[spec.activation])
-
-        def normed(y: jax.Array) -> jax.Array:
-            bare = spec.norm_first and not spec.first_norm and place == 0
-            norm = (lambda y: y) if bare is True else spec.make_norm("attention_norm")
-            return layers.choose(bare, y, norm(y))
-
-        y, past = attention(normed(x) if spec.norm_first else x, context, place, noise, past)
-        x = x + drop(y, 0x1, "attention_adapter")
-        if spec.norm_first:
-            x = x + drop(mlp(mlp_norm(x), noise), 0x2, "mlp_adapter")
-        else:
-            x = normed(x)
-            x = mlp_norm(x + drop(mlp(x, noise), 0x2, "mlp_adapter"))
-        x = sharding.constrain_rows(x)
-        return (x, noise), (None if context.keep is None else x, past)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention within each segment: [B, T, D] -> [B, T, D].
-
-    With `past`, tokens attend to those before the batch too, and the result holds them all.
-    """
-
-    spec: Spec
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        context: Context,
-        number: Any,
-        noise: jax.Array | None,
-        past: Past | None,
-    ) -> tuple[jax.Array, Past | None]:
-        spec, positions = self.spec, context.positions
-        width = spec.head_width or spec.width // spec.heads
-
-        bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
-
-        def heads(name: str, count: int) -> jax.Array:
-            y = Dense(count * width, bias, spec.dtype, name=name)(x, noise)
-            return y.reshape(*y.shape[:-1], count, width)
-
-        query = heads("query", spec.heads)
-        key = heads("key", spec.kv_heads or spec.heads)
-        value = heads("value", spec.kv_heads or spec.heads)
-        if spec.qk_norm:
-            query, key = spec.make_norm("query_norm")(query), spec.make_norm("key_norm")(key)
-        everywhere = spec.is_global(number)
-        if spec.positions == "rotary":
-            theta = layers.choose(everywhere, spec.rope_theta, spec.local_theta or spec.rope_theta)
-            query = layers.rotate(query, positions, theta, spec.rope_scaling)
-            key = layers.rotate(key, positions, theta, spec.rope_scaling)
-        if past is not None:
-            past = past.extended(key, value)
-            key, value = past.keys, past.values
-        mask = layers.choose(everywhere, context.mask, context.near)
-        if self.has_variable("params", "prefix_key"):
-            key, value, mask, positions = grafts.prefixed(self, key, value, mask, positions)
-        y = layers.attend(
-            query, key, value, mask, rate=spec.attention_dropout, noise=noise, positions=positions
-        )
-        y = y.reshape(*y.shape[:-2], spec.heads * width)
-        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, noise), past
-
-
-class Mlp(nn.Module):
-    """Two dense layers around an activation, optionally gated (Shazeer, 2020)."""
-
-    spec: Spec
-
-    @nn.compact
-    def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        spec = self.spec
-        y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise)
-        # Exact gelu in bfloat16 is many times slower than in float32 on a CPU.
-        activate = ACTIVATIONS[spec.activation]
-        if spec.gated:
-            gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x, noise)
-            y = activate(gate.astype(jnp.float32)).astype(y.dtype) * y
-        else:
-            y = activate(y.astype(jnp.float32)).astype(y.dtype)
-        return Dense(spec.width, spec.bias, spec.dtype, name="down")(y, noise)

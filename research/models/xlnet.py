@@ -19,6 +19,7 @@ from research import sharding
 from research.errors import ConfigError
 from research.models import layers
 from research.models.layers import ACTIVATIONS, Dense, Embedding
+from research.models.pooling import Trunk, at
 from research.models.relative import Context, RelativeAttention, Stream, View, sinusoids
 
 Batch = dict[str, jax.Array]
@@ -77,7 +78,7 @@ class Streams(NamedTuple):
     inputs: jax.Array
 
 
-class XLNet(nn.Module):
+class XLNet(Trunk):
     """Tokens to vectors: batch -> [B, T, D] (Yang et al., 2019)."""
 
     spec: XLNetSpec
@@ -205,11 +206,6 @@ def remember(memory: jax.Array | None, streams: Streams, length: int) -> jax.Arr
     """
     known = [streams.inputs] if memory is None else [memory, streams.inputs]
     return jax.lax.stop_gradient(jnp.concatenate(known, axis=2)[:, :, -length:])
-
-
-def at(x: jax.Array, places: jax.Array) -> jax.Array:
-    """The rows `places` int32 [B, P] of axis 1: [B, T, ...] -> [B, P, ...]."""
-    return jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 class Block(nn.Module):

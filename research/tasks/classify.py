@@ -17,7 +17,7 @@ from research.errors import ConfigError
 from research.metrics import Mean
 from research.models import layers
 from research.models.layers import Dense
-from research.models.pooling import Pool, pool
+from research.models.pooling import Pool, pooled
 
 Batch = dict[str, jax.Array]
 
@@ -60,8 +60,7 @@ class Pooled(nn.Module, ABC):
 
     def encode(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """One vector an example: [B, M, D]; zero at empty places under mean pooling."""
-        x = self.backbone(batch, noise=noise)
-        x = pool(x, batch, self.pool)
+        x = pooled(self.backbone, batch, self.pool, noise)
         return self.backbone.pool(x) if self.pooler else x
 
     def logits(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:

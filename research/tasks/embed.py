@@ -18,7 +18,7 @@ from research.data.pairs import ANCHOR, POSITIVE
 from research.errors import ConfigError
 from research.metrics import Mean
 from research.models import layers
-from research.models.pooling import Pool, pool
+from research.models.pooling import Pool, pooled
 
 Batch = dict[str, jax.Array]
 
@@ -56,7 +56,7 @@ class Embed(nn.Module, ABC):
 
     def encode(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """One vector a text: float32 [B, M, D]."""
-        x = pool(self.backbone(batch, noise=noise), batch, self.pool)
+        x = pooled(self.backbone, batch, self.pool, noise)
         x = (self.backbone.pool(x) if self.pooler else x).astype(jnp.float32)
         if not self.normalize:
             return x

@@ -14,7 +14,8 @@ from research.data.batches import Examples
 from research.errors import ConfigError
 from research.metrics import Mean
 from research.models import layers
-from research.models.xlnet import XLNet, at
+from research.models.pooling import at
+from research.models.xlnet import XLNet
 
 Batch = dict[str, jax.Array]
 

@@ -13,7 +13,7 @@ from research.data.batches import Examples
 from research.metrics import Mean, WeightedSum
 from research.models import layers
 from research.models.layers import Dense
-from research.models.pooling import pool_first
+from research.models.pooling import pool
 from research.tasks.lm import Batch, MaskedLM
 
 
@@ -33,7 +33,7 @@ class SentenceOrder(MaskedLM):
 
     def order_logits(self, x: jax.Array, batch: Batch) -> jax.Array:
         """The trunk's vectors [B, T, D] -> float32 [B, M, 2]."""
-        return self.order(self.backbone.pool(pool_first(x, batch)).astype(jnp.float32))
+        return self.order(self.backbone.pool(pool(x, batch, "first")).astype(jnp.float32))
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Any]:
         key = self.make_rng("noise")
