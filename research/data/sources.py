@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast, overload
 
+import numpy as np
+
 from research.data import stdlib, tfds
 from research.data.conll import parse_conll
 from research.data.formats import (
@@ -33,6 +35,7 @@ from research.data.formats import (
     parse_txt,
 )
 from research.data.json_rows import parse_json, parse_jsonl
+from research.data.stored import Chosen, Column, Stored
 from research.errors import ConfigError, DataError
 
 PARSERS: dict[Format, Callable[[str, IO[bytes], Layout], Parsed]] = {
@@ -66,7 +69,7 @@ class Rows(Sequence[Row]):
 
     source: str
     max_bad_rows: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row] | Stored | Chosen = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     file_of: array[int] = field(default_factory=lambda: array("I"))
@@ -82,6 +85,13 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         return self.rows[index]
 
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def column(self, name: str) -> Column:
+        """The texts of one column."""
+        return Column(self.rows, name)
+
     def where(self, index: int) -> str:
         """ "file:line" of a row."""
         return f"{self.files[self.file_of[index]]}:{self.line_of[index]}"
@@ -90,6 +100,7 @@ class Rows(Sequence[Row]):
         """Takes a row in."""
         if not self.files or self.files[-1] != file:
             self.files.append(file)
+        assert not isinstance(self.rows, Chosen), "a choice of rows does not grow"
         self.rows.append(row)
         self.file_of.append(len(self.files) - 1)
         self.line_of.append(line)
@@ -104,7 +115,10 @@ class Rows(Sequence[Row]):
     def take(self, indices: Sequence[int]) -> Rows:
         """The same rows in another choice and order."""
         chosen = Rows(self.source, self.max_bad_rows, dropped=list(self.dropped), files=self.files)
-        chosen.rows = [self.rows[i] for i in indices]
+        if isinstance(self.rows, list):
+            chosen.rows = [self.rows[i] for i in indices]
+        else:
+            chosen.rows = Chosen(self.rows, np.asarray(indices, np.int64))
         chosen.file_of = array("I", [self.file_of[i] for i in indices])
         chosen.line_of = array("Q", [self.line_of[i] for i in indices])
         return chosen
@@ -112,6 +126,8 @@ class Rows(Sequence[Row]):
 
 def keep_good(rows: Rows, faults: Sequence[str | None]) -> Rows:
     """The rows without a fault; the others count as bad."""
+    if not any(faults):
+        return rows
     good = rows.take([i for i, fault in enumerate(faults) if fault is None])
     for i, fault in enumerate(faults):
         if fault is not None:
@@ -129,8 +145,9 @@ def read_rows(
     lists: tuple[str, ...] = (),
     quoting: Quoting = "auto",
     max_bad_rows: int = 0,
+    keep_in: Path | None = None,
 ) -> Rows:
-    """All rows of a source.
+    """All rows of a source, in memory, or in files without a name in `keep_in`.
 
     A source is a path, a glob, several of them joined by commas, `tfds:NAME[/CONFIG]:SPLIT`, or
     `stdlib:passages`, `stdlib:areas-train`, `stdlib:areas-dev`. A file's suffix says its format:
@@ -144,11 +161,17 @@ def read_rows(
     """
     layout = Layout("txt", columns, quoting, need, lists)
     rows = Rows(source, max_bad_rows)
-    for name, line, row in read(source, layout):
-        if isinstance(row, Bad):
-            rows.drop(f"{name}:{line}", row.reason)
-        else:
-            rows.add(name, line, row)
+    if keep_in is not None:
+        rows.rows = Stored(keep_in)
+    try:
+        for name, line, row in read(source, layout):
+            if isinstance(row, Bad):
+                rows.drop(f"{name}:{line}", row.reason)
+            else:
+                rows.add(name, line, row)
+    finally:
+        if isinstance(rows.rows, Stored):
+            rows.rows.close()
     if not rows:
         more = f"; all {len(rows.dropped)} are bad" if rows.dropped else ""
         raise DataError(f"{source}:1: holds no rows{more}")
