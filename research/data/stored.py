@@ -91,13 +91,24 @@ class Stored(Sequence[Row]):
             found = [dict(zip(names[kind], texts)) for kind in kinds]
         return found + self.held[max(0, start - self.written) : max(0, stop - self.written)]
 
-    def cells(self, start: int, count: int) -> list[str]:
-        """`count` texts, from the first one of row `start` on."""
-        first = int(self.maps["firsts"][start])
-        ends = self.maps["ends"][first : first + count + 1]
+    def cells(self, start: int, count: int, first: int = 0, step: int = 1) -> list[str]:
+        """Every `step`-th of `count` texts, the first of which is the first of row `start`."""
+        origin = int(self.maps["firsts"][start])
+        ends = self.maps["ends"][origin : origin + count + 1]
         raw = self.maps["texts"][ends[0] : ends[-1]].tobytes()
         bounds = (ends - ends[0]).tolist()
-        return [raw[a:z].decode("utf-8", "surrogatepass") for a, z in zip(bounds, bounds[1:])]
+        pairs = zip(bounds[first::step], bounds[first + 1 :: step])
+        return [raw[a:z].decode("utf-8", "surrogatepass") for a, z in pairs]
+
+    def column(self, name: str, start: int, stop: int) -> list[str]:
+        """The texts of one column from row `start` to before `stop`."""
+        last = min(stop, self.written)
+        if len(self.kinds) != 1 or start >= last:
+            return [row[name] for row in self.block(start, stop)]
+        (names,) = self.kinds
+        place, width = names.index(name), len(names)
+        found = self.cells(start, (last - start) * width, place, width)
+        return found + [row[name] for row in self.block(last, stop)]
 
 
 class Chosen(Sequence[Row]):
@@ -133,9 +144,13 @@ class Column(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [row[self.name] for row in self.rows[index]]
-        return self.rows[index][self.name]
+        if not isinstance(index, slice):
+            return self.rows[index][self.name]
+        chosen = range(len(self))[index]
+        if isinstance(self.rows, Stored) and chosen.step == 1:
+            return self.rows.column(self.name, chosen.start, chosen.stop)
+        return [row[self.name] for row in self.rows[index]]
 
     def __iter__(self) -> Iterator[str]:
-        return (row[self.name] for row in self.rows)
+        for start in range(0, len(self), BLOCK):
+            yield from self[start : start + BLOCK]

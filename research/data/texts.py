@@ -14,7 +14,8 @@ from research.data.batches import Arrangement, Examples
 from research.data.byte_counts import byte_counts
 from research.data.dataset import BLANK, Dataset, Signature
 from research.data.formats import Quoting, Row
-from research.data.sources import Rows, keep_good, read_rows
+from research.data.rows import Rows, keep_good
+from research.data.sources import read_rows
 from research.data.tokenize import Encoded, encode
 from research.data.vocabulary import tokenizer_of
 from research.errors import ConfigError, DataError

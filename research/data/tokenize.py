@@ -211,10 +211,12 @@ class Builder:
     def write(self) -> None:
         """Lays the held examples out one after another: special tokens, text, special tokens..."""
         template, held, self.held = self.template, self.held, []
+        if not held:
+            return
         sides = range(len(template.text_types))
         sizes = np.array([[len(bodies[i]) for i in sides] for _, bodies in held], np.int64)
         ends = np.cumsum(sizes.sum(1) + template.size)
-        total = int(ends[-1]) if held else 0
+        total = int(ends[-1])
         tokens, types = np.empty(total, np.int32), np.empty(total, np.uint8)
         words = np.full(total, SPECIAL, np.uint8)
         place = ends - sizes.sum(1) - template.size
@@ -234,7 +236,7 @@ class Builder:
                 # A text begins with a word even where it was cut in the middle of one.
                 words[place[sizes[:, i] > 0]] = BEGINS
                 place = place + sizes[:, i]
-        made = {"tokens": tokens, "types": types, "words": words}
+        made: cache.Arrays = {"tokens": tokens, "types": types, "words": words}
         made["offsets"] = self.made["tokens"].size + ends
         made["row_of"] = np.array([number for number, _ in held], np.int64)
         for name, values in made.items():
