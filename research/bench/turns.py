@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from research import initialize
-from research.bench import machine, tables
+from research.bench import machine, profile, tables
 from research.bench.embedding import EMBEDDING, Encoding
 from research.bench.ours import ROOT, Figures, call
 from research.bench.pretraining import PRETRAINING, Pretraining
@@ -128,7 +128,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rival-python", default=sys.executable, help="a Python with torch")
     parser.add_argument("--target", type=float, help="a score on dev: how long until it is reached")
     parser.add_argument("--strict", action="store_true", help="refuse a busy machine")
-    parser.add_argument("--to", help="the folder for bench.json and bench.md")
+    parser.add_argument("--profile", action="store_true", help="no rival: what our step spends")
+    parser.add_argument("--to", help="the folder for what is found")
     options, given = parser.parse_known_args(arguments)
     rivals = options.rivals.split(",")
     for name in rivals:
@@ -136,6 +137,10 @@ def main(arguments: list[str]) -> None:
             raise ConfigError(f"bench: no rival {name!r}; there are {', '.join(SETTINGS)}")
     with tempfile.TemporaryDirectory() as folder:
         bench = prepare(options, given, Path(folder))
+        target = Path(options.to or f"runs/bench-{options.workload}")
+        if options.profile:
+            profile.tell(f"bench {options.workload} --profile", bench.config, target)
+            return
         against = bench.workload.against
         sides: dict[str, Callable[[int], Figures]] = {"Graft": bench.ours}
         for name in rivals:
@@ -143,7 +148,6 @@ def main(arguments: list[str]) -> None:
         found, loads = rounds(bench, sides, options.rounds, strict=options.strict)
     page = tables.page(f"bench {options.workload}", bench.workload.metric, found, loads, arguments)
     print(page.text())
-    target = Path(options.to or f"runs/bench-{options.workload}")
     tables.keep(target, page, found, loads, arguments)
     print(f"kept: {target}/bench.md, bench.json")
 
