@@ -1,9 +1,15 @@
 """Speed, measured beside a rival: each workload runs ours and theirs in turn, on the same rows in
 the same order from the same weights, and prints ratios. Beside it: what grows with what."""
 
-from research.bench import embedding, replicates, turns
+from research.bench import embedding, growth, replicates, turns
 
-VERBS = {"replicates": replicates.main, "encode": embedding.encode}
+# The two last are what benches start for themselves.
+VERBS = {
+    "growth": growth.main,
+    "replicates": replicates.main,
+    "encode": embedding.encode,
+    "point": growth.point,
+}
 
 
 def main(arguments: list[str]) -> None:

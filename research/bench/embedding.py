@@ -77,7 +77,8 @@ def encode(arguments: list[str]) -> None:
     with jax.set_mesh(mesh):
         began = time.monotonic()
         rows = [json.loads(line)["text"] for line in lines]
-        batches = config.data.encode_rows(rows, config.batch_size)
+        multiple = sharding.row_shards(mesh)
+        batches = config.data.encode_rows(rows, config.batch_size, multiple=multiple)
         tokenized = time.monotonic() - began
         shapes = sharding.abstract_rows(batches.batch(0), mesh)
         abstract = initialize.abstract_params(config.task, shapes, mesh)
