@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -112,9 +113,9 @@ def point(arguments: list[str]) -> None:
     figures = opened(folder, value) if axis == "rows" else stepped(axis, value, folder)
     figures["peak memory"] = runs.peak_memory_mb()
     status = Path("/proc/self/status")
-    held = [line for line in status.open() if line.startswith("RssAnon")] if status.exists() else []
-    if held and axis == "rows":
-        figures["held memory"] = int(held[0].split()[1]) * 1024 / 1e6
+    if axis == "rows" and status.exists():
+        held = re.search(r"^RssAnon:\s*(\d+)", status.read_text(), re.M)
+        figures["held memory"] = int(held[1]) * 1024 / 1e6 if held else 0.0
     print(json.dumps(figures))
 
 
