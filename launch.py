@@ -20,6 +20,7 @@
     launch.py tokenizer --extend DIR --from FILES             a model whose tokenizer knows the N
                         --add N --to DIR                      words that save the most tokens
     launch.py bench WORKLOAD [OPTIONS]                        speed, beside a rival
+              growth [OPTIONS]                                time and memory as things grow
 
 OVERRIDES are the fields of the config, typed: --optim.learning-rate 3e-5. `launch.py train FILE
 --help` lists those of a file. Exit codes: 0 done, 2 config, 3 non-finite, 4 locked, 5 hang, 6

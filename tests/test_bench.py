@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import workshop
+from bert_directory import write_bert
 
 from research import initialize
-from research.bench import turns
+from research.bench import embedding, machine, ours, tables, turns
 from research.bench.pretraining import PRETRAINING
 from research.config import Config, load_config
+from research.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,10 +80,130 @@ def test_the_rival_begins_where_chance_is(name: str, tmp_path: Path) -> None:
     assert found["tokens_per_second"] > 0 and found["peak_memory_mb"] > 0
 
 
-def test_ratios_are_taken_round_by_round() -> None:
-    def side(*speeds: float) -> list[dict[str, float]]:
-        return [dict.fromkeys(turns.UNITS, speed) for speed in speeds]
+def side(*speeds: float | None) -> list[dict[str, Any]]:
+    return [dict.fromkeys(tables.UNITS, speed) for speed in speeds]
 
-    said = turns.table({"Graft": side(2, 9, 4), "PyTorch": side(1, 3, 4)}, "train/loss").to_text()
+
+def test_ratios_are_taken_round_by_round() -> None:
+    said = tables.table({"Graft": side(2, 9, 4), "PyTorch": side(1, 3, 4)}, "train/loss").to_text()
     (row,) = [line for line in said.splitlines() if line.startswith("train/loss")]
     assert row.split(None, 1)[1].startswith("4 (2 to 9)") and "2.00 (1.00 to 3.00)" in row
+
+
+def test_rounds_without_a_value_are_counted() -> None:
+    found = {"Graft": side(2, 9, 4), "PyTorch": side(1, None, 4)}
+    said = tables.table(found, "train/loss").to_text()
+    (row,) = [line for line in said.splitlines() if line.startswith("train/loss")]
+    assert "2.5 (1 to 4, 2 of 3 rounds)" in row and "1.50 (1.00 to 2.00, 2 of 3 rounds)" in row
+    assert tables.spread([None, None]) == "none"
+
+
+class Fake:
+    """A bench whose sides cost nothing."""
+
+    workload = config = folder = None
+
+    def __init__(self) -> None:
+        self.workload = self
+        self.calls: list[tuple[str, int]] = []
+
+    def write(self, config: Any, folder: Any, seed: int) -> None:
+        self.calls.append(("rows", seed))
+
+    def products(self, library: str, dtype: str, seed: int) -> float:
+        return {"jax": 2.0, "torch": 4.0}[library]
+
+    def measure(self, name: str, seed: int) -> dict[str, Any]:
+        self.calls.append((name, seed))
+        mine = {"flops_per_token": 3e8} if name == "Graft" else {}
+        library = "jax" if name == "Graft" else "torch"
+        return {"tokens_per_second": 5.0, "library": library, "dtype": "float32", **mine}
+
+
+def test_sides_take_turns_and_another_seed_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "others", lambda: 0.0)
+    bench: Any = Fake()
+    names = ("Graft", "default", "steelman")
+    sides = {name: functools.partial(bench.measure, name) for name in names}
+    found, loads = turns.rounds(bench, sides, 3, strict=True)
+    assert bench.calls == [(name, seed) for seed in range(3) for name in ("rows", *names)]
+    assert loads == [0.0] * 3
+    # Both do the same work: 5 tokens/s of 0.3 GFLOP each.
+    assert [one["products_share"] for one in found["Graft"]] == pytest.approx([0.75] * 3)
+    assert [one["products_share"] for one in found["steelman"]] == pytest.approx([0.375] * 3)
+
+
+def test_a_busy_machine_is_said_or_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "others", lambda: 0.5)
+    bench: Any = Fake()
+    sides = {"Graft": functools.partial(bench.measure, "Graft")}
+    with pytest.raises(ConfigError, match="others use 50% of the processors before round 1"):
+        turns.rounds(bench, sides, 1, strict=True)
+    _, loads = turns.rounds(bench, sides, 1, strict=False)
+    assert "its figures are doubtful" in capsys.readouterr().err
+    found = {"Graft": [one | {"score": 1.0} for one in [bench.measure("Graft", 0)]]}
+    page = tables.page("bench", "dev/accuracy", found, loads, ["sst2"])
+    assert "Others used up to 50%" in page.markdown()
+
+
+def test_what_a_bench_cannot_do_is_said_first() -> None:
+    with pytest.raises(ConfigError, match="no rival 'best'; there are default, steelman, compiled"):
+        turns.main(["sst2", "--rivals", "default,best"])
+    with pytest.raises(ConfigError, match="mlm has no score on dev for --target"):
+        turns.main(["mlm", "--target", "0.8"])
+
+
+def test_a_score_counts_from_the_line_that_holds_it(tmp_path: Path) -> None:
+    bench = SimpleNamespace(workload=turns.EVERY["sst2"], target=0.8)
+    lines = tmp_path / "metrics.jsonl"
+    assert not ours.scores(lines, bench)
+    lines.write_text('{"split": "train", "accuracy": 0.9}\n{"split": "dev", "accuracy": 0.79}\n')
+    assert not ours.scores(lines, bench)
+    with lines.open("a") as file:
+        file.write('{"split": "dev", "accuracy": 0.8')
+    assert not ours.scores(lines, bench)
+    with lines.open("a") as file:
+        file.write("}\n")
+    assert ours.scores(lines, bench)
+
+
+def encoding(folder: Path) -> turns.Bench:
+    """The workload of vectors on the texts of train, by a tiny BERT."""
+    workshop.write_rows(folder)
+    texts = [line.split("\t")[0] for line in (folder / "train.tsv").read_text().splitlines()[1:]]
+    model = write_bert(folder, texts, 80)
+    (folder / "texts.txt").write_text("\n".join(texts))
+    given = ["--init-from", str(model), "--data.train", str(folder / "texts.txt")]
+    options = SimpleNamespace(workload="embed", target=None, rival_python=sys.executable)
+    bench = turns.prepare(options, [*given, "--batch-size", "7"], folder)
+    bench.workload.write(bench.config, folder, 1)
+    return bench
+
+
+def test_each_text_has_its_own_vector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = encoding(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "train1.jsonl").read_text().splitlines()]
+    arguments = [str(tmp_path / name) for name in ("config.py", "train1.jsonl", "ours")]
+    embedding.encode([*arguments, *bench.overrides])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    vectors = np.load(tmp_path / "ours.npy", allow_pickle=False)
+    assert len(rows) == len(vectors) == 48 and found["compiled"] <= 3
+    same = {}
+    for row, vector in zip(rows, vectors):
+        np.testing.assert_allclose(vector, same.setdefault(row["text"], vector), atol=1e-5)
+    assert len(np.unique(vectors.round(4), axis=0)) == len(same)
+    assert bench.workload.grade(str(tmp_path / "ours.npy"), tmp_path) == pytest.approx(1)
+
+
+@pytest.mark.parity
+def test_the_rival_makes_the_same_vectors(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    bench = encoding(tmp_path)
+    arguments = [str(tmp_path / name) for name in ("config.py", "train1.jsonl", "ours")]
+    embedding.encode([*arguments, *bench.overrides])
+    for settings in ("default", "steelman"):
+        found = bench.theirs(1, settings)
+        assert found["score"] == pytest.approx(1, abs=1e-5 if found["dtype"] == "float32" else 1e-2)
+        assert found["warm_first_step_seconds"] > 0 and 0 <= found["padding"] < 1

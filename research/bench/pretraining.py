@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research.bench.workloads import dump
+import numpy as np
+
+from research.bench import ours
+from research.bench.workloads import dump, tokens_of_train
 from research.config import Config
 from research.data.vocabulary import load_tokenizer
 from research.models.pretrained import electra
@@ -30,6 +33,11 @@ class Pretraining:
     metric: str = "train/loss"
     against: str = "PyTorch"
     rival: str = "torch_pretrain.py"
+    ours = staticmethod(ours.train)
+
+    def lengths(self, config: Config) -> np.ndarray:
+        """Tokens of each example of train."""
+        return tokens_of_train(config)
 
     def write(self, config: Config, folder: Path, seed: int) -> None:
         """The tokens of every step, one a line, the tokenizer, and config.json of the class."""

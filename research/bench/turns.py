@@ -1,36 +1,34 @@
-"""Ours and a rival in turn, each in a process of its own: medians, ranges and ratios."""
+"""Ours and its rivals in turn, each in a process of its own: medians, ranges and ratios."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import functools
 import json
-import os
-import subprocess
+import math
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from research import initialize, runs
+from research import initialize
+from research.bench import machine, profile, tables
+from research.bench.embedding import EMBEDDING, Encoding
+from research.bench.ours import ROOT, Figures, call
 from research.bench.pretraining import PRETRAINING, Pretraining
 from research.bench.workloads import WORKLOADS, Workload
+from research.command.arguments import Parser
 from research.config import Config, load_config
 from research.errors import ConfigError
-from research.study.table import Table
+from research.models.layers import compute_dtype
 
-ROOT = Path(__file__).parents[2]
 RIVALS = Path(__file__).parent / "rivals"
-EVERY: dict[str, Workload | Pretraining] = {**WORKLOADS, **PRETRAINING}
-UNITS = {
-    "examples_per_second": "examples/s",
-    "tokens_per_second": "real tokens/s",
-    "first_step_seconds": "first step, s",
-    "total_seconds": "everything, s",
-    "peak_memory_mb": "peak MB",
-    "score": "",
-}
+EVERY: dict[str, Workload | Pretraining | Encoding] = {**WORKLOADS, **PRETRAINING, **EMBEDDING}
+# The rival's settings: as it comes; the best found for the platform; these and torch.compile.
+SETTINGS = {"default": (), "steelman": ("--steelman",), "compiled": ("--steelman", "--compiled")}
+# Evaluations of a run that is to reach a score.
+EVALUATIONS = 10
 # The config of a workload, scored once, after the last step, and without thresholds tuned on dev;
 # the means of training are those of all steps.
 CONFIG = """
@@ -40,120 +38,163 @@ from research.evaluate import HeldOut
 
 def config():
     evals = (HeldOut(split="dev"),) if {scored} else ()
-    never = {{"eval_every": 10**9, "save_every": 10**9, "log_every": 10**9}}
+    never = {{"eval_every": {every}, "save_every": 10**9, "log_every": 10**9}}
     return dataclasses.replace(load({file!r})(), evals=evals, track=None, **never)
 """
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Bench:
-    """One workload with its settings, in a folder of its own."""
+    """One workload with its settings, in a folder of its own; `target` is a score to reach."""
 
-    workload: Workload | Pretraining
+    workload: Workload | Pretraining | Encoding
     config: Config
     overrides: tuple[str, ...]
     rival_python: str
     folder: Path
+    target: float | None = None
 
-    def ours(self, seed: int) -> dict[str, float]:
-        """`launch.py train` in a process with empty caches."""
-        environment = {"GRAFT_CACHE": str(self.folder / f"cache{seed}")}
-        command = [sys.executable, str(ROOT / "launch.py"), "train", str(self.folder / "config.py")]
-        command += [*self.overrides, "--workdir", str(self.folder), "--name", f"ours{seed}"]
-        _, total = call([*command, "--seed", str(seed)], environment)
-        result = runs.read_result(self.folder / f"ours{seed}") or {}
-        seconds = result["seconds"]["train"] + result["seconds"]["wait"]
-        return {
-            "examples_per_second": result["examples"] / seconds,
-            "tokens_per_second": result["tokens"] / seconds,
-            "first_step_seconds": result["first_step_seconds"],
-            "total_seconds": total,
-            "peak_memory_mb": result["peak_memory_mb"],
-            "score": result["metrics"][self.workload.metric],
+    @functools.cached_property
+    def lengths(self) -> Any:
+        """Tokens of each example that is trained on or encoded."""
+        return self.workload.lengths(self.config)
+
+    @property
+    def reach(self) -> float:
+        """How many tokens a token attends to, on average over tokens."""
+        return float((self.lengths.astype(float) ** 2).sum() / self.lengths.sum())
+
+    def ours(self, seed: int) -> Figures:
+        """A process with empty caches, and the same once more with those it filled."""
+        return twice(lambda start: self.workload.ours(self, seed, start)) | {
+            "library": "jax",
+            "dtype": compute_dtype(self.config.task.backbone.spec.dtype).name,
         }
 
-    def theirs(self, seed: int, *more: str) -> dict[str, float]:
-        """The rival on the same rows, with its default settings."""
+    def theirs(self, seed: int, settings: str = "default") -> Figures:
+        """The rival on the same rows, with settings of SETTINGS."""
         command = [self.rival_python, str(RIVALS / self.workload.rival)]
-        command += self.workload.arguments(self.config, self.folder, seed)
-        output, total = call([*command, *more], {"HF_HUB_OFFLINE": "1"})
-        found = json.loads(output.splitlines()[-1])
-        score = self.workload.grade(found.pop("outputs"), self.folder)
-        return found | {"score": score, "total_seconds": total}
+        command += [*self.workload.arguments(self.config, self.folder, seed), *SETTINGS[settings]]
+        if self.target is not None:
+            command += ["--evaluate-every", str(evaluate_every(self.config))]
+        caches = {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / f"inductor{seed}")}
 
-    def steelman(self, seed: int) -> dict[str, float]:
-        """The rival with the best settings found for a CPU."""
-        return self.theirs(seed, "--steelman")
+        def once(start: str) -> Figures:
+            output, total = call(command, {"HF_HUB_OFFLINE": "1", **caches})
+            found = json.loads(output.splitlines()[-1])
+            outputs, seen = found.pop("outputs"), found.pop("evaluations", [])
+            grade = functools.partial(self.workload.grade, folder=self.folder)
+            found |= {"score": grade(outputs), "total_seconds": total, "library": "torch"}
+            if self.target is not None:
+                reached = [s for s, told in seen if grade(told) >= self.target]
+                found["target_seconds"] = reached[0] if reached else None
+            return found
+
+        return twice(once)
+
+    @functools.cache  # noqa: B019
+    def products(self, library: str, dtype: str, seed: int) -> float:
+        """GFLOP/s of a library at the workload's own shapes, measured once a round."""
+        spec = self.config.task.backbone.spec
+        tokens = max(1, round(self.config.batch_size * self.lengths.mean()))
+        shape = (tokens, spec.width, spec.hidden)
+        if library == "jax":
+            return machine.products(*shape, dtype)
+        script = [self.rival_python, str(RIVALS / "torch_products.py"), *map(str, shape), dtype]
+        return float(json.loads(call(script, {})[0].splitlines()[-1])["gflops"])
+
+
+def twice(once: Callable[[str], Figures]) -> Figures:
+    """The figures of a cold start, with those of a warm one that depend on it."""
+    found, again = once("cold"), once("warm")
+    for name in ("first_step_seconds", "total_seconds", "target_seconds"):
+        if name in found:
+            found[f"warm_{name}"] = again[name]
+    return found
+
+
+def evaluate_every(config: Config) -> int:
+    """Steps between the evaluations of a run that is to reach a score."""
+    return math.ceil((config.steps or 1) / EVALUATIONS)
 
 
 def main(arguments: list[str]) -> None:
     """`bench WORKLOAD [OVERRIDES]`: a table. Fine-tuning needs --init-from DIR, --data.train and
-    --data.dev."""
-    parser = argparse.ArgumentParser(prog="launch.py bench", allow_abbrev=False)
+    --data.dev; embed needs --init-from DIR and --data.train."""
+    parser = Parser("bench")
     parser.add_argument("workload", choices=sorted(EVERY))
     parser.add_argument("--rounds", type=int, default=3, help="seeds, one a round")
-    parser.add_argument("--steelman", action="store_true", help="also the rival's best settings")
+    parser.add_argument("--rivals", default="default", help=f"of {', '.join(SETTINGS)}")
     parser.add_argument("--rival-python", default=sys.executable, help="a Python with torch")
-    parser.add_argument("--to", help="where to keep all numbers as JSON")
+    parser.add_argument("--target", type=float, help="a score on dev: how long until it is reached")
+    parser.add_argument("--strict", action="store_true", help="refuse a busy machine")
+    parser.add_argument("--profile", action="store_true", help="no rival: what our step spends")
+    parser.add_argument("--to", help="the folder for what is found")
     options, given = parser.parse_known_args(arguments)
+    rivals = options.rivals.split(",")
+    for name in rivals:
+        if name not in SETTINGS:
+            raise ConfigError(f"bench: no rival {name!r}; there are {', '.join(SETTINGS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = prepare(options, given, Path(folder))
+        target = Path(options.to or f"runs/bench-{options.workload}")
+        if options.profile:
+            profile.tell(f"bench {options.workload} --profile", bench.config, target)
+            return
+        against = bench.workload.against
+        sides: dict[str, Callable[[int], Figures]] = {"Graft": bench.ours}
+        for name in rivals:
+            sides[f"{against}, {name}"] = functools.partial(bench.theirs, settings=name)
+        found, loads = rounds(bench, sides, options.rounds, strict=options.strict)
+    page = tables.page(f"bench {options.workload}", bench.workload.metric, found, loads, arguments)
+    print(page.text())
+    tables.keep(target, page, found, loads, arguments)
+    print(f"kept: {target}/bench.md, bench.json")
+
+
+def prepare(options: Any, given: list[str], folder: Path) -> Bench:
+    """The workload with its config, resolved. Raises ConfigError for a target it cannot have."""
     workload = EVERY[options.workload]
-    found: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file = ROOT / "configs" / f"{workload.config}.py"
-        (folder / "config.py").write_text(
-            CONFIG.format(file=str(file), scored=workload.metric.startswith("dev/")),
-            encoding="utf-8",
-        )
-        overrides = (*workload.same, *given)
-        config = load_config(
-            folder / "config.py", list(overrides), f"launch.py bench {options.workload}"
-        )
-        bench = Bench(workload, initialize.resolve(config), overrides, options.rival_python, folder)
-        sides = {"Graft": bench.ours, f"{workload.against}, default": bench.theirs}
-        if options.steelman:
-            sides[f"{workload.against}, steelman"] = bench.steelman
-        for seed in range(options.rounds):
-            workload.write(bench.config, folder, seed)
-            for side, measure in sides.items():
-                found.setdefault(side, []).append(measure(seed))
-                print(f"round {seed + 1}, {side}: {found[side][-1]}", file=sys.stderr, flush=True)
-    print(table(found, workload.metric).to_text())
-    if options.to:
-        kept = {"command": arguments, "runs": found, **runs.environment()}
-        Path(options.to).write_text(json.dumps(kept, indent=1) + "\n")
+    scored = workload.metric.startswith("dev/")
+    if options.target is not None and not scored:
+        raise ConfigError(f"bench: {options.workload} has no score on dev for --target to reach")
+    file = str(ROOT / "configs" / f"{workload.config}.py")
+    overrides, label = (*workload.same, *given), f"launch.py bench {options.workload}"
+
+    def write(every: int) -> Config:
+        text = CONFIG.format(file=file, scored=scored, every=every)
+        (folder / "config.py").write_text(text, encoding="utf-8")
+        return load_config(folder / "config.py", list(overrides), label)
+
+    config = initialize.resolve(write(10**9))
+    if options.target is not None:
+        write(evaluate_every(config))
+    return Bench(workload, config, overrides, options.rival_python, folder, options.target)
 
 
-def table(found: dict[str, list[dict[str, float]]], metric: str) -> Table:
-    """Medians and ranges a side, and the ratio of ours to each rival's, round by round."""
-    rows = []
-    for name, unit in UNITS.items():
-        row = [metric if name == "score" else unit]
-        mine = [one[name] for one in found["Graft"]]
-        for side, results in found.items():
-            values = [one[name] for one in results]
-            row.append(f"{median(values):.4g} ({min(values):.4g} to {max(values):.4g})")
-            if side != "Graft":
-                ratios = [a / b if b else float("nan") for a, b in zip(mine, values)]
-                row.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        rows.append(tuple(row))
-    columns = [""]
-    for side in found:
-        columns += [side] if side == "Graft" else [side, "Graft / it"]
-    title = "Median (range) over rounds; Graft and its rivals in turn on one machine"
-    return Table(title=title, columns=tuple(columns), rows=tuple(rows))
+def rounds(
+    bench: Bench, sides: dict[str, Callable[[int], Figures]], count: int, *, strict: bool
+) -> tuple[dict[str, list[Figures]], list[float | None]]:
+    """The figures of each side, round by round, and what others took of the machine before each.
 
-
-def call(command: list[str], environment: dict[str, str]) -> tuple[str, float]:
-    """Standard output of a command and its seconds, start to end.
-
-    Raises ConfigError with the end of what it complained of.
+    Raises ConfigError where `strict` and they took more than a little.
     """
-    started = time.monotonic()
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        complaint = " ".join(done.stderr.strip().splitlines()[-3:])
-        raise ConfigError(f"bench: {' '.join(command[:3])} failed: {complaint}")
-    return done.stdout, time.monotonic() - started
+    found: dict[str, list[Figures]] = {side: [] for side in sides}
+    loads: list[float | None] = []
+    flops = 0.0
+    for seed in range(count):
+        loads.append(machine.others())
+        if (loads[-1] or 0) > machine.BUSY:
+            said = f"others use {loads[-1]:.0%} of the processors before round {seed + 1}"
+            if strict:
+                raise ConfigError(f"bench: {said}")
+            print(f"bench: {said}: its figures are doubtful", file=sys.stderr, flush=True)
+        bench.workload.write(bench.config, bench.folder, seed)
+        for side, measure in sides.items():
+            one = measure(seed)
+            flops = one.pop("flops_per_token", flops)
+            one["products_gflops"] = bench.products(one["library"], one["dtype"], seed)
+            one["products_share"] = one["tokens_per_second"] * flops / one["products_gflops"] / 1e9
+            found[side].append(one)
+            print(f"round {seed + 1}, {side}: {one}", file=sys.stderr, flush=True)
+    return found, loads

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from research import entities, metrics, spans
+from research.bench import ours
 from research.config import Config
 from research.data.batches import Examples
 from research.data.questions import Questions
@@ -40,6 +41,11 @@ class Workload:
     score: Score
     same: tuple[str, ...] = ()
     against: str = "Trainer"
+    ours = staticmethod(ours.train)
+
+    def lengths(self, config: Config) -> np.ndarray:
+        """Tokens of each example of train."""
+        return tokens_of_train(config)
 
     def write(self, config: Config, folder: Path, seed: int) -> None:
         """The rows of a run in our order, every epoch anew, and those of dev."""
@@ -72,6 +78,12 @@ class Workload:
         for example in examples:
             if example == 0 or row_of[example] != row_of[example - 1]:
                 yield self.told(data, split, batches.examples, example)
+
+
+def tokens_of_train(config: Config) -> np.ndarray:
+    """Tokens of each example."""
+    found: np.ndarray = config.data.open("train", config.batch_size, steps=1).lengths
+    return found
 
 
 def dump(path: Path, rows: Iterator[Row]) -> None:
@@ -161,6 +173,7 @@ WORKLOADS = {
         score=of_numbers,
         same=FIRST,
     ),
+    "imdb": classification("imdb", "accuracy"),
     "ag_news": classification("ag_news", "accuracy", *FIRST),
     "banking77": classification("banking77", "accuracy", *FIRST),
     "conll2003": Workload(

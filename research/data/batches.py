@@ -58,7 +58,7 @@ class Examples:
                 arrays[name] = array
         for name, array in arrays.items():
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
     @functools.cached_property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from research.data.sources import DECOMPRESS, Rows, read_rows
+from research.data.rows import Rows
+from research.data.sources import DECOMPRESS, read_rows
 from research.errors import DataError
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer
 
+from research.data.by_word import ids_by
 from research.data.cache import Arrays, Growing
 from research.data.tokenize import BEGINS, CONTINUES, SPECIAL, Template
 from research.data.vocabulary import Vocabulary
@@ -61,7 +62,7 @@ class Stream:
         self, tokenizer: Tokenizer, frame: Frame, length: int, segments: Segments, folder: Path
     ) -> None:
         self.tokenizer, self.frame, self.length, self.segments = tokenizer, frame, length, segments
-        self.continues = Vocabulary.of(tokenizer).continues
+        self.continues, self.ids = Vocabulary.of(tokenizer).continues, ids_by(tokenizer)
         kinds = {"tokens": np.int32, "types": np.uint8, "words": np.uint8}
         kinds |= {"starts": np.int64, "row_of": np.int64, "bytes": np.int64, "units": np.int64}
         self.arrays = {name: Growing(folder, kind) for name, kind in kinds.items()}
@@ -70,8 +71,7 @@ class Stream:
 
     def add(self, texts: Sequence[str]) -> None:
         """Appends documents; those without a token are counted and left out."""
-        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        bodies = [encoding.ids for encoding in found]
+        bodies = self.ids(texts)
         self.blank += sum(not body for body in bodies)
         kept = [i for i, body in enumerate(bodies) if body]
         if not kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,13 +29,15 @@ def directory(given: str = "") -> Path:
 
 
 class Growing:
-    """An array that grows on the disk: flat in memory however long it gets."""
+    """An array that grows in `folder`, flat in memory however long it gets; in memory with None."""
 
-    def __init__(self, folder: Path, dtype: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Without a name: what a killed process leaves is gone with it.
-        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    def __init__(self, folder: Path | None, dtype: Any) -> None:
         self.dtype, self.size = np.dtype(dtype), 0
+        self.file: IO[bytes] = io.BytesIO()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Without a name: what a killed process leaves is gone with it.
+            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     def append(self, values: np.ndarray) -> None:
         """Adds to the end. Raises StorageError where the disk is full."""
@@ -49,6 +52,8 @@ class Growing:
         self.file.flush()
         if not self.size:
             return np.zeros(0, self.dtype)
+        if isinstance(self.file, io.BytesIO):
+            return np.frombuffer(self.file.getvalue(), self.dtype)
         return np.memmap(self.file, self.dtype, mode="r", shape=(self.size,))
 
 

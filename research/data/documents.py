@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from research.data.formats import Bad, Document, Format, Layout, Quoting
-from research.data.sources import Rows, files_of, format_of, keep, known, read, read_file
+from research.data.rows import Rows
+from research.data.sources import files_of, format_of, keep, known, read, read_file
 from research.errors import DataError
 
 # Documents are handled this many at a time, or this many characters where they are long.

@@ -162,13 +162,18 @@ def split_records(
     A record that breaks ends where its first line does, so that one open quote costs one row.
     """
     source = lines_of(name, file)
+    if not quoted:
+        yield from (
+            (n, line if isinstance(line, Bad) else line.split(delimiter)) for n, line in source
+        )
+        return
     held: deque[tuple[int, str | Bad]] = deque()
     while True:
         taken = list(islice(source, 1)) if not held else [held.popleft()]
         if not taken:
             return
         number, line = taken[0]
-        if isinstance(line, Bad) or not quoted or '"' not in line:
+        if isinstance(line, Bad) or '"' not in line:
             yield number, line if isinstance(line, Bad) else line.split(delimiter)
             continue
         following, record = close_quotes(line, source, held)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from research.data.sources import Rows
+from research.data.rows import Rows
 from research.errors import ConfigError, DataError
 
 

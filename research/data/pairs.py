@@ -14,7 +14,8 @@ from research.data import cache, labels
 from research.data.batches import Examples
 from research.data.dataset import BLANK, SPLITS, Dataset, Signature
 from research.data.formats import Quoting, Row
-from research.data.sources import Rows, keep_good, read_rows
+from research.data.rows import Rows, keep_good
+from research.data.sources import read_rows
 from research.data.tokenize import Encoded, encode
 from research.data.vocabulary import tokenizer_of
 from research.errors import ConfigError, DataError

@@ -15,7 +15,8 @@ from research.data import cache, squad
 from research.data.batches import Examples
 from research.data.dataset import BLANK, Dataset, Signature
 from research.data.formats import Row, half_pair
-from research.data.sources import Rows, keep_good, read_rows
+from research.data.rows import Rows, keep_good
+from research.data.sources import read_rows
 from research.data.vocabulary import tokenizer_of
 from research.data.windows import Windows, cut
 from research.errors import ConfigError, DataError

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from research.data import tags
-from research.data.sources import Rows, format_of, keep_good
+from research.data.rows import Rows, keep_good
+from research.data.sources import format_of
 from research.data.words import Span, split_text
 from research.errors import DataError
 

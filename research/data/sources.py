@@ -14,11 +14,10 @@ import lzma
 import re
 import zipfile
 import zlib
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast, overload
+from typing import IO, Any, cast
 
 from research.data import stdlib, tfds
 from research.data.conll import parse_conll
@@ -33,6 +32,8 @@ from research.data.formats import (
     parse_txt,
 )
 from research.data.json_rows import parse_json, parse_jsonl
+from research.data.rows import Rows
+from research.data.stored import Stored
 from research.errors import ConfigError, DataError
 
 PARSERS: dict[Format, Callable[[str, IO[bytes], Layout], Parsed]] = {
@@ -60,67 +61,6 @@ DAMAGE = (
 )
 
 
-@dataclass
-class Rows(Sequence[Row]):
-    """Rows in their order, where each came from, and which were left out and why."""
-
-    source: str
-    max_bad_rows: int = 0
-    rows: list[Row] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    file_of: array[int] = field(default_factory=lambda: array("I"))
-    line_of: array[int] = field(default_factory=lambda: array("Q"))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        return self.rows[index]
-
-    def where(self, index: int) -> str:
-        """ "file:line" of a row."""
-        return f"{self.files[self.file_of[index]]}:{self.line_of[index]}"
-
-    def add(self, file: str, line: int, row: Row) -> None:
-        """Takes a row in."""
-        if not self.files or self.files[-1] != file:
-            self.files.append(file)
-        self.rows.append(row)
-        self.file_of.append(len(self.files) - 1)
-        self.line_of.append(line)
-
-    def drop(self, where: str, reason: str) -> None:
-        """Counts a bad row. Raises DataError for the first one over `max_bad_rows`."""
-        if len(self.dropped) >= self.max_bad_rows:
-            allowed = f" (bad row {len(self.dropped) + 1})" if self.max_bad_rows else ""
-            raise DataError(f"{where}: {reason}{allowed}")
-        self.dropped.append(f"{where}: {reason}")
-
-    def take(self, indices: Sequence[int]) -> Rows:
-        """The same rows in another choice and order."""
-        chosen = Rows(self.source, self.max_bad_rows, dropped=list(self.dropped), files=self.files)
-        chosen.rows = [self.rows[i] for i in indices]
-        chosen.file_of = array("I", [self.file_of[i] for i in indices])
-        chosen.line_of = array("Q", [self.line_of[i] for i in indices])
-        return chosen
-
-
-def keep_good(rows: Rows, faults: Sequence[str | None]) -> Rows:
-    """The rows without a fault; the others count as bad."""
-    good = rows.take([i for i, fault in enumerate(faults) if fault is None])
-    for i, fault in enumerate(faults):
-        if fault is not None:
-            good.drop(rows.where(i), fault)
-    if not good:
-        raise DataError(f"{rows.source}:1: holds no usable rows")
-    return good
-
-
 def read_rows(
     source: str,
     *,
@@ -129,8 +69,9 @@ def read_rows(
     lists: tuple[str, ...] = (),
     quoting: Quoting = "auto",
     max_bad_rows: int = 0,
+    keep_in: Path | None = None,
 ) -> Rows:
-    """All rows of a source.
+    """All rows of a source, in memory, or in files without a name in `keep_in`.
 
     A source is a path, a glob, several of them joined by commas, `tfds:NAME[/CONFIG]:SPLIT`, or
     `stdlib:passages`, `stdlib:areas-train`, `stdlib:areas-dev`. A file's suffix says its format:
@@ -144,11 +85,17 @@ def read_rows(
     """
     layout = Layout("txt", columns, quoting, need, lists)
     rows = Rows(source, max_bad_rows)
-    for name, line, row in read(source, layout):
-        if isinstance(row, Bad):
-            rows.drop(f"{name}:{line}", row.reason)
-        else:
-            rows.add(name, line, row)
+    if keep_in is not None:
+        rows.rows = Stored(keep_in)
+    try:
+        for name, line, row in read(source, layout):
+            if isinstance(row, Bad):
+                rows.drop(f"{name}:{line}", row.reason)
+            else:
+                rows.add(name, line, row)
+    finally:
+        if isinstance(rows.rows, Stored):
+            rows.rows.close()
     if not rows:
         more = f"; all {len(rows.dropped)} are bad" if rows.dropped else ""
         raise DataError(f"{source}:1: holds no rows{more}")

@@ -15,8 +15,9 @@ from research.data.beside import add_columns
 from research.data.dataset import SPLITS, Dataset, Signature
 from research.data.formats import Row
 from research.data.lexicon import keep, size_of, spell, word_tokenizer
+from research.data.rows import Rows, keep_good
 from research.data.sentences import Sentences, new_sentence, of_kinds, sound, values_of
-from research.data.sources import Rows, keep_good, read_rows, signature
+from research.data.sources import read_rows, signature
 from research.data.tags import Scheme
 from research.data.vectors import open_vectors
 from research.data.vocabulary import tokenizer_of

@@ -14,7 +14,8 @@ from research.data.batches import Arrangement, Examples
 from research.data.byte_counts import byte_counts
 from research.data.dataset import BLANK, Dataset, Signature
 from research.data.formats import Quoting, Row
-from research.data.sources import Rows, keep_good, read_rows
+from research.data.rows import Rows, keep_good
+from research.data.sources import read_rows
 from research.data.tokenize import Encoded, encode
 from research.data.vocabulary import tokenizer_of
 from research.errors import ConfigError, DataError
@@ -154,8 +155,8 @@ class Texts(Dataset):
     def tokens(self, rows: Rows, *, long: Literal["truncate", "split"], keep: bool) -> Encoded:
         """The tokens of rows."""
         return encode(
-            [row[self.text] for row in rows],
-            None if self.pair is None else [row[self.pair] for row in rows],
+            rows.column(self.text),
+            None if self.pair is None else rows.column(self.pair),
             tokenizer_of(self.needed_tokenizer())[0],
             max_length=self.max_length,
             long=long,
@@ -175,6 +176,7 @@ def usable_rows(texts: Texts, split: str, found: Signature) -> Rows:
         lists=(texts.label,) if texts.label is not None and texts.multilabel else (),
         quoting=texts.quoting,
         max_bad_rows=texts.max_bad_rows,
+        keep_in=cache.directory(texts.cache),
     )
     return keep_good(rows, [texts.fault(row) for row in rows])
 
@@ -186,7 +188,9 @@ def labelled_rows(texts: Texts, split: str, found: Signature) -> tuple[Rows, np.
     if texts.label is None:
         numbers = np.zeros(len(rows), np.int32)
     else:
-        cells = [row[texts.label] for row in rows]
+        # As few texts as there are different ones.
+        known: dict[str, str] = {}
+        cells = [known.setdefault(cell, cell) for cell in rows.column(texts.label)]
         names = None if texts.regression else texts.label_names()
         if names is not None and texts.multilabel:
             numbers, faults = labels.read_many(cells, names, texts.separator)
@@ -221,7 +225,7 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
         slots["weights"] = labels.weights(rows, texts.weight)[encoded.row_of]
     if texts.bytes and split != "train":
         tokenizer = tokenizer_of(texts.needed_tokenizer())[0]
-        slots["bytes"] = byte_counts([row[texts.text] for row in rows], encoded, tokenizer)
+        slots["bytes"] = byte_counts(rows.column(texts.text), encoded, tokenizer)
     return Examples(
         encoded=encoded,
         slots=slots,
@@ -234,5 +238,5 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
 def inferred_labels(texts: Texts, found: Signature) -> tuple[str, ...]:
     """The labels of all of train."""
     assert texts.label is not None
-    cells = (row[texts.label] for row in usable_rows(texts, "train", found))
+    cells = usable_rows(texts, "train", found).column(texts.label)
     return labels.infer_many(cells, texts.separator) if texts.multilabel else labels.infer(cells)

@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,10 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from research.data import cache
+from research.data.by_word import ids_by
+from research.data.cache import Growing
 from research.data.vocabulary import Vocabulary, load_tokenizer, train_wordpiece
-from research.errors import ConfigError, DataError
+from research.errors import ConfigError
 
 __all__ = ["Encoded", "Vocabulary", "encode", "load_tokenizer", "train_wordpiece"]
 
@@ -129,14 +132,12 @@ def encode(
     key = content_key(texts, pairs, f"{VERSION} {vocabulary.fingerprint} {max_length} {long}")
 
     def make() -> tuple[cache.Arrays, dict[str, int]]:
-        builder = Builder(template, vocabulary, max_length, long)
+        builder = Builder(template, vocabulary, max_length, long, keep_in)
         for number, bodies in bodies_of(texts, pairs, tokenizer):
             builder.add(number, bodies)
         return builder.arrays(), {"truncated": builder.truncated, "lost": builder.lost}
 
     arrays, facts = make() if keep_in is None else cache.load_or_make(keep_in / key, make)
-    if len(arrays["tokens"]) and int(arrays["tokens"].max()) >= vocabulary.size:
-        raise DataError(f"token ids reach {arrays['tokens'].max()}, expected < {vocabulary.size}")
     return Encoded.of(arrays, facts, key)
 
 
@@ -155,27 +156,33 @@ def bodies_of(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenizer
 ) -> Iterator[tuple[int, list[list[int]]]]:
     """(number, ids of the text or of both texts without special tokens), a chunk at a time."""
+    ids = ids_by(tokenizer)
     for start in range(0, len(texts), CHUNK):
-        groups = []
-        for side in (texts, pairs):
-            if side is not None:
-                chunk = list(side[start : start + CHUNK])
-                found = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
-                groups.append([encoding.ids for encoding in found])
+        sides = (texts,) if pairs is None else (texts, pairs)
+        groups = [ids(side[start : start + CHUNK]) for side in sides]
         for i, bodies in enumerate(zip(*groups)):
             yield start + i, list(bodies)
 
 
 class Builder:
-    """Flat arrays in the making."""
+    """Flat arrays in the making, in files of `folder` or in memory where there is none."""
 
     def __init__(
-        self, template: Template, vocabulary: Vocabulary, max_length: int, long: str
+        self,
+        template: Template,
+        vocabulary: Vocabulary,
+        max_length: int,
+        long: str,
+        folder: Path | None = None,
     ) -> None:
         self.template, self.vocabulary, self.long = template, vocabulary, long
         self.room = max_length - template.size
-        self.tokens, self.types, self.special = array("i"), bytearray(), bytearray()
-        self.ends, self.row_of, self.blank = array("q", [0]), array("q"), array("q")
+        kinds = {"tokens": np.int32, "types": np.uint8, "words": np.uint8}
+        kinds |= {"offsets": np.int64, "row_of": np.int64}
+        self.made = {name: Growing(folder, kind) for name, kind in kinds.items()}
+        self.made["offsets"].append(np.zeros(1, np.int64))
+        self.held: list[tuple[int, list[list[int]]]] = []
+        self.blank = array("q")
         self.truncated = self.lost = 0
 
     def add(self, number: int, bodies: list[list[int]]) -> None:
@@ -197,34 +204,51 @@ class Builder:
 
     def put(self, number: int, bodies: list[list[int]]) -> None:
         """Appends one example."""
-        template = self.template
+        self.held.append((number, bodies))
+        if len(self.held) == CHUNK:
+            self.write()
+
+    def write(self) -> None:
+        """Lays the held examples out one after another: special tokens, text, special tokens..."""
+        template, held, self.held = self.template, self.held, []
+        if not held:
+            return
+        sides = range(len(template.text_types))
+        sizes = np.array([[len(bodies[i]) for i in sides] for _, bodies in held], np.int64)
+        ends = np.cumsum(sizes.sum(1) + template.size)
+        total = int(ends[-1])
+        tokens, types = np.empty(total, np.int32), np.empty(total, np.uint8)
+        words = np.full(total, SPECIAL, np.uint8)
+        place = ends - sizes.sum(1) - template.size
         for i, (part, part_types) in enumerate(zip(template.parts, template.part_types)):
-            self.tokens.extend(part)
-            self.types.extend(part_types)
-            self.special.extend(b"\1" * len(part))
-            if i < len(bodies):
-                size = len(bodies[i])
-                self.tokens.extend(bodies[i])
-                self.types.extend(bytes([template.text_types[i]]) * size)
+            for token, kind in zip(part, part_types):
+                tokens[place], types[place] = token, kind
+                place = place + 1
+            if i in sides:
+                within = np.arange(sizes[:, i].sum()) - np.repeat(
+                    np.cumsum(sizes[:, i]) - sizes[:, i], sizes[:, i]
+                )
+                cells = np.repeat(place, sizes[:, i]) + within
+                text = chain.from_iterable(bodies[i] for _, bodies in held)
+                tokens[cells] = np.fromiter(text, np.int32, len(cells))
+                types[cells] = template.text_types[i]
+                words[cells] = np.where(self.vocabulary.continues[tokens[cells]], CONTINUES, BEGINS)
                 # A text begins with a word even where it was cut in the middle of one.
-                self.special.extend(b"\2" + b"\0" * (size - 1))
-        self.ends.append(len(self.tokens))
-        self.row_of.append(number)
+                words[place[sizes[:, i] > 0]] = BEGINS
+                place = place + sizes[:, i]
+        made: cache.Arrays = {"tokens": tokens, "types": types, "words": words}
+        made["offsets"] = self.made["tokens"].size + ends
+        made["row_of"] = np.array([number for number, _ in held], np.int64)
+        for name, values in made.items():
+            self.made[name].append(values)
 
     def arrays(self) -> cache.Arrays:
-        """The arrays of an Encoded."""
-        tokens = np.asarray(self.tokens, np.int32)
-        special = np.frombuffer(bytes(self.special), np.uint8)
-        continues = self.vocabulary.continues[tokens] & (special == 0)
-        words = np.where(special == 1, SPECIAL, np.where(continues, CONTINUES, BEGINS))
-        return {
-            "tokens": tokens,
-            "types": np.frombuffer(bytes(self.types), np.uint8),
-            "words": words.astype(np.uint8),
-            "offsets": np.asarray(self.ends, np.int64),
-            "row_of": np.asarray(self.row_of, np.int64),
-            "blank": np.asarray(self.blank, np.int64),
-        }
+        """The arrays of an Encoded; nothing can be added any more."""
+        self.write()
+        found = {name: values.mapped() for name, values in self.made.items()}
+        for values in self.made.values():
+            values.file.close()
+        return found | {"blank": np.asarray(self.blank, np.int64)}
 
 
 def truncate(bodies: list[list[int]], room: int) -> list[list[int]]:

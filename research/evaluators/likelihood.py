@@ -17,7 +17,8 @@ import numpy as np
 from research import sharding
 from research.data.batches import Batches
 from research.data.choices import Choices, answered_rows
-from research.data.sources import Rows, read_rows, signature
+from research.data.rows import Rows
+from research.data.sources import read_rows, signature
 from research.data.texts import Texts
 from research.errors import ConfigError
 from research.evaluate import Model, Scores, forward

@@ -13,7 +13,8 @@ from research import ranking, sharding
 from research.data import labels
 from research.data.dataset import Signature
 from research.data.pairs import Pairs
-from research.data.sources import Rows, keep_good, read_rows, signature
+from research.data.rows import Rows, keep_good
+from research.data.sources import read_rows, signature
 from research.errors import DataError
 from research.evaluate import Model, Scores
 from research.evaluators import features

@@ -4,7 +4,8 @@
 
 FOLDER holds train<N>.jsonl, one {"tokens": [[id, ...], ...]} a step, tokenizer.json, config.json
 and, for replaced tokens, generator.json. Inputs are made by the collators of transformers.
-`--steelman` is fused AdamW in bfloat16 where the processor has it.
+`--steelman` is fused AdamW, in bfloat16 where the processor multiplies in it; `--compiled` adds
+torch.compile.
 """
 
 import time
@@ -19,6 +20,7 @@ from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from processor import native_bfloat16  # noqa: E402
 
 NAMES = {
     "pad_token": ("[PAD]", "<pad>"),
@@ -40,6 +42,7 @@ def options():
     parser.add_argument("--warmup", type=float, default=0.1)
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--steelman", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     return given
@@ -125,14 +128,18 @@ def main():
         fused=given.steelman,
     )
     warmup = max(1, round(given.warmup * len(steps)))
-    first, losses, began = None, [], time.monotonic()
+    first, losses, cells, began = None, [], 0, time.monotonic()
+    low = given.steelman and native_bfloat16()
     model.train()
+    run = torch.compile(model) if given.compiled else model
     for step, rows in enumerate(steps):
         left = (len(steps) - step) / max(1, len(steps) - warmup)
         for group in optimizer.param_groups:
             group["lr"] = given.learning_rate * min(1.0, (step + 1) / warmup, left)
-        with torch.autocast("cpu", torch.bfloat16, enabled=given.steelman):
-            found = model(**make(rows))
+        inputs = make(rows)
+        cells += inputs["input_ids"].numel()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            found = run(**inputs)
         loss = found if replaced else found.loss
         optimizer.zero_grad()
         loss.backward()
@@ -142,10 +149,16 @@ def main():
         losses.append(loss.item())
         first = first or time.monotonic() - STARTED
     seconds = time.monotonic() - began
+    tokens = sum(len(row) for rows in steps for row in rows)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] if given.compiled else 0
     found = {
         "examples_per_second": sum(map(len, steps)) / seconds,
-        "tokens_per_second": sum(len(row) for rows in steps for row in rows) / seconds,
+        "tokens_per_second": tokens / seconds,
+        "padding": 1 - tokens / cells,
+        "compiled": graphs,
         "first_step_seconds": first,
+        "dtype": "bfloat16" if low else "float32",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "outputs": math.fsum(losses) / len(losses),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
