@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from research.errors import ConfigError
 from research.models import layers
+from research.models.attention import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Spec:
     first included. `qkv_bias` is `bias` where None; `qk_norm` norms every query and key head before
     it is rotated (Henry et al., 2020); `rope_scaling` as in `layers.slowed`. `pooler` is an
     activation, with `pooler_norm` after it; `head_bias` is that of the dense layer under a head.
+    `attention` names the kernel that attends, see research/models/attention.py.
     """
 
     vocab_size: int
@@ -64,6 +66,7 @@ class Spec:
     head_bias: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    attention: Literal["auto"] | Backend = "auto"
     scan: bool = False
     remat: bool = False
     dtype: layers.Dtype = "auto"

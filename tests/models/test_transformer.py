@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from small_trunks import BERT, KEY, LLAMA, PACKED, PADDED, ROWS, TEXTS, V, random_params
 
-from research.models import layers
+from research.models import attention, layers
 from research.models.transformer import Spec, Transformer
 from research.tasks.classify import Classify
 
@@ -216,5 +216,5 @@ def test_attention_by_brute_force(groups):
             expected[b, t, h] += weight / sum(weights) * value[b, s, g]
     arrays = (jnp.asarray(a, jnp.float32) for a in (query, key, value))
     positions = np.zeros(mask.shape[:2], np.int32)
-    found = layers.attend(*arrays, mask, rate=0.0, noise=None, positions=positions)
+    found = attention.attend(*arrays, attention.Seen(jnp.asarray(mask), positions))
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
