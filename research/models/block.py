@@ -137,7 +137,8 @@ class Attention(nn.Module):
         if past is not None:
             past = past.extended(key, value)
             key, value = past.keys, past.values
-        else:
+        elif places is None:
+            # For few tokens that ask, keys stay where they are: softmax adds up over shards.
             key, value = activations.gather_tokens(key), activations.gather_tokens(value)
         seen = context.narrowed(everywhere, spec.window, places)
         if self.has_variable("params", "prefix_key"):
