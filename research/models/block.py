@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from research import activations, sharding
 from research.models import grafts, layers
@@ -134,6 +135,7 @@ class Attention(nn.Module):
             theta = layers.choose(everywhere, spec.rope_theta, spec.local_theta or spec.rope_theta)
             query = layers.rotate(query, chosen(positions, places), theta, spec.rope_scaling)
             key = layers.rotate(key, positions, theta, spec.rope_scaling)
+        query, key, value = (checkpoint_name(x, "attention") for x in (query, key, value))
         if past is not None:
             past = past.extended(key, value)
             key, value = past.keys, past.values
@@ -146,7 +148,7 @@ class Attention(nn.Module):
             seen = Seen(mask, positions, seen.segments, replace(seen.rows, added=True))
         rate = spec.attention_dropout
         y = attend(query, key, value, seen, rate=rate, noise=asking, backend=spec.attention)
-        y = y.reshape(*y.shape[:-2], spec.heads * width)
+        y = checkpoint_name(y.reshape(*y.shape[:-2], spec.heads * width), "attention")
         return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, asking), past
 
 
@@ -159,10 +161,12 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         spec = self.spec
         y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise)
+        y = checkpoint_name(y, "mlp")
         # Exact gelu in bfloat16 is many times slower than in float32 on a CPU.
         activate = ACTIVATIONS[spec.activation]
         if spec.gated:
             gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x, noise)
+            gate = checkpoint_name(gate, "mlp")
             y = activate(gate.astype(jnp.float32)).astype(y.dtype) * y
         else:
             y = activate(y.astype(jnp.float32)).astype(y.dtype)

@@ -42,7 +42,11 @@ class Transformer(Trunk):
             self.embedding_norm = spec.make_norm()
         if spec.embed_width is not None:
             self.embed_project = Dense(spec.width, dtype=spec.dtype)
-        block = nn.remat(Block, prevent_cse=not spec.scan) if spec.remat else Block
+        block = Block
+        if spec.remat:
+            kept = [spec.remat] if isinstance(spec.remat, str) else []
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            block = nn.remat(Block, prevent_cse=not spec.scan, policy=policy)
         self.blocks: Any
         if spec.scan:
             self.blocks = nn.scan(
