@@ -2,7 +2,8 @@
 
 Axes: `data` replicates parameters, `fsdp` shards them and their optimizer state (Zhao et al.,
 2023), `tensor` splits matrix products (Shoeybi et al., 2019). A batch's rows are spread over
-data x fsdp.
+data x fsdp, and the tokens of each row over `sequence`: long rows are held in parts, and attention
+gathers the keys and values of whole rows (context parallelism as in Llama 3; Llama Team, 2024).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from research.errors import ConfigError
 
 ROWS = ("data", "fsdp")
+# Arrays [B, M], also where a row has as many examples as tokens.
+SLOTS = ("ids", "starts", "lengths", "labels", "weights", "domains")
 
 # The first pattern found in the path decides. Axes are those of the last dimensions, so that a
 # scanned stack, which has one more in front, needs no rule of its own.
@@ -48,12 +51,13 @@ class MeshSpec:
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
     tensor: int = 1
 
     def build(self, devices: list[jax.Device] | None = None) -> Mesh:
         """The mesh over `devices` (all by default). Raises ConfigError where they do not fit."""
         devices = jax.devices() if devices is None else devices
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "sequence", "tensor")}
         open_axes = [name for name, size in sizes.items() if size == -1]
         fixed = int(np.prod([size for size in sizes.values() if size != -1]))
         if len(open_axes) > 1 or fixed < 1 or any(size < -1 for size in sizes.values()):
@@ -140,16 +144,36 @@ def shard(tree: Any, mesh: Mesh) -> Any:
 
 def abstract_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Shapes, dtypes and shardings of what `put` makes of a batch."""
-    where, hosts = NamedSharding(mesh, PartitionSpec(ROWS)), jax.process_count()
+    where, hosts = places(batch, mesh), jax.process_count()
     return {
-        name: jax.ShapeDtypeStruct((hosts * x.shape[0], *x.shape[1:]), x.dtype, sharding=where)
+        name: jax.ShapeDtypeStruct(
+            (hosts * x.shape[0], *x.shape[1:]), x.dtype, sharding=where[name]
+        )
         for name, x in batch.items()
     }
 
 
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of a batch, as global arrays spread over the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+    where = places(batch, mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(where[name], rows)
+        for name, rows in batch.items()
+    }
+
+
+def places(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where the arrays of a batch lie: [B, T, ...] over rows and `sequence`, [B, M] over rows.
+
+    Raises ConfigError for rows that cannot be cut into as many parts.
+    """
+    parts, shape = mesh.shape.get("sequence", 1), batch["tokens"].shape
+    if shape[1] % parts:
+        raise ConfigError(
+            f"mesh.sequence is {parts}, which does not divide rows of {shape[1]} tokens"
+        )
+    whole = {name: x.shape[:2] != shape or name in SLOTS for name, x in batch.items()}
+    tokens = PartitionSpec(ROWS, "sequence") if parts > 1 else PartitionSpec(ROWS)
+    return {
+        name: NamedSharding(mesh, PartitionSpec(ROWS) if whole[name] else tokens) for name in batch
     }

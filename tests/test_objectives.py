@@ -17,7 +17,7 @@ from workshop import loss_curve
 from research.errors import ConfigError
 from research.evaluators.pseudo import pseudo_nll
 from research.metrics import Mean, WeightedSum
-from research.models import layers
+from research.models import attention
 from research.models.transformer import Transformer
 from research.optim import Optim
 from research.sharding import MeshSpec
@@ -135,7 +135,7 @@ def test_a_prefix_is_seen_by_all_and_never_predicted() -> None:
         for b, m in np.argwhere(PACKED["lengths"] > 1)
     ]
     assert len(set(sizes)) > 2 and min(sizes) >= 1
-    mask = np.asarray(layers.attention_mask(PACKED | {"prefix": prefix}, causal=True))
+    mask = np.asarray(attention.attention_mask(PACKED | {"prefix": prefix}, causal=True))
     segments, positions = PACKED["segments"], PACKED["positions"]
     for b, query, key in np.argwhere(np.ones_like(mask)):
         same = segments[b, query] == segments[b, key] > 0

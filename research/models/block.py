@@ -5,14 +5,17 @@ The last block may be asked for some of its tokens only; the others then are key
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from research import sharding
+from research import activations, sharding
 from research.models import grafts, layers
+from research.models.attention import Seen, attend
 from research.models.cache import Past
 from research.models.layers import ACTIVATIONS, Dense
 from research.models.pooling import at
@@ -20,13 +23,23 @@ from research.models.spec import Spec
 
 
 class Context(NamedTuple):
-    """What all blocks read: masks [B, T, S] of S keys, `near` that within the window; positions
-    [B, T]; and, known while tracing as a structure is, whether blocks `keep` what they return."""
+    """What all blocks read: who sees whom, and `near`, the mask [B, T, S] of those within the
+    window; and, known while tracing as a structure is, whether blocks `keep` what they return."""
 
-    mask: jax.Array
+    seen: Seen
     near: jax.Array | None
-    positions: jax.Array
     keep: tuple[()] | None = None
+
+    def narrowed(self, everywhere: Any, window: int | None, places: jax.Array | None) -> Seen:
+        """Who sees whom in one block, which may be `everywhere` global, for the tokens that ask."""
+        mask = chosen(layers.choose(everywhere, self.seen.mask, self.near), places)
+        rows = replace(
+            self.seen.rows,
+            window=None if everywhere is True else window,
+            settled=isinstance(everywhere, bool),
+            whole=self.seen.rows.whole and places is None,
+        )
+        return self.seen._replace(mask=mask, rows=rows)
 
 
 def chosen(x: Any, places: jax.Array | None) -> Any:
@@ -80,7 +93,7 @@ class Block(nn.Module):
         else:
             x = normed(x)
             x = mlp_norm(x + drop(mlp(x, noise), 0x2, "mlp_adapter"))
-        x = sharding.constrain_rows(x)
+        x = activations.constrain_tokens(x) if places is None else sharding.constrain_rows(x)
         return (x, noise), (None if context.keep is None else x, past)
 
 
@@ -103,7 +116,7 @@ class Attention(nn.Module):
         past: Past | None,
         places: jax.Array | None = None,
     ) -> tuple[jax.Array, Past | None]:
-        spec, positions = self.spec, context.positions
+        spec, positions = self.spec, context.seen.positions
         width = spec.head_width or spec.width // spec.heads
         bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
         asking = chosen(noise, places)
@@ -122,16 +135,20 @@ class Attention(nn.Module):
             theta = layers.choose(everywhere, spec.rope_theta, spec.local_theta or spec.rope_theta)
             query = layers.rotate(query, chosen(positions, places), theta, spec.rope_scaling)
             key = layers.rotate(key, positions, theta, spec.rope_scaling)
+        query, key, value = (checkpoint_name(x, "attention") for x in (query, key, value))
         if past is not None:
             past = past.extended(key, value)
             key, value = past.keys, past.values
-        mask = chosen(layers.choose(everywhere, context.mask, context.near), places)
+        elif places is None:
+            # For few tokens that ask, keys stay where they are: softmax adds up over shards.
+            key, value = activations.gather_tokens(key), activations.gather_tokens(value)
+        seen = context.narrowed(everywhere, spec.window, places)
         if self.has_variable("params", "prefix_key"):
-            key, value, mask, positions = grafts.prefixed(self, key, value, mask, positions)
-        y = layers.attend(
-            query, key, value, mask, rate=spec.attention_dropout, noise=asking, positions=positions
-        )
-        y = y.reshape(*y.shape[:-2], spec.heads * width)
+            key, value, mask, positions = grafts.prefixed(self, key, value, *seen[:2])
+            seen = Seen(mask, positions, seen.segments, replace(seen.rows, added=True))
+        rate = spec.attention_dropout
+        y = attend(query, key, value, seen, rate=rate, noise=asking, backend=spec.attention)
+        y = checkpoint_name(y.reshape(*y.shape[:-2], spec.heads * width), "attention")
         return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, asking), past
 
 
@@ -144,10 +161,12 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         spec = self.spec
         y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise)
+        y = checkpoint_name(y, "mlp")
         # Exact gelu in bfloat16 is many times slower than in float32 on a CPU.
         activate = ACTIVATIONS[spec.activation]
         if spec.gated:
             gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x, noise)
+            gate = checkpoint_name(gate, "mlp")
             y = activate(gate.astype(jnp.float32)).astype(y.dtype) * y
         else:
             y = activate(y.astype(jnp.float32)).astype(y.dtype)

@@ -1,4 +1,4 @@
-"""The few layers every trunk is made of: dense, norms, dropout and attention.
+"""The few layers every trunk is made of: dense, norms and dropout.
 
 Parameters are float32; `dtype` is what matrix products and activations are computed in. Softmax and
 norms are computed in float32 whatever `dtype` is.
@@ -210,83 +210,8 @@ def rotate(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attention_mask(
-    batch: dict[str, jax.Array], *, causal: bool, keys: dict[str, jax.Array] | None = None
-) -> jax.Array:
-    """bool [B, T, S], query by key: the same example, and for `causal` not a later position.
-
-    `keys` has positions and segments [B, S]; None is `batch`. Tokens that a `prefix` among the
-    keys, int [B, S], marks are seen by their whole example, by earlier tokens too (prefix LM; Dong
-    et al., 2019; Raffel et al., 2020).
-    """
-    keys = batch if keys is None else keys
-    segments = keys["segments"][:, None, :]
-    mask = (batch["segments"][:, :, None] == segments) & (segments > 0)
-    if causal:
-        seen = batch["positions"][:, :, None] >= keys["positions"][:, None, :]
-        if "prefix" in keys:
-            seen |= (keys["prefix"] > 0)[:, None, :]
-        mask &= seen
-    return mask
-
-
-def within(queries: jax.Array, keys: jax.Array, window: int) -> jax.Array:
-    """bool [B, T, S]: positions [B, T] and [B, S] are at most `window` apart."""
-    return jnp.abs(queries[:, :, None] - keys[:, None, :]) <= window
-
-
 def choose(condition: Any, a: Any, b: Any) -> Any:
     """`a` or `b`, also by a condition that is traced."""
     if isinstance(condition, bool):
         return a if condition else b
     return jnp.where(condition, a, b)
-
-
-def drop_pairs(
-    probabilities: jax.Array, rate: float, noise: jax.Array | None, positions: jax.Array
-) -> jax.Array:
-    """Dropout of attention, [B, G, H / G, T, S], by the queries' `noise` [B, T] and the keys'
-    `positions` [B, S]: a pair of tokens meets the same mask in any layout. None drops nothing."""
-    if noise is None or rate == 0.0:
-        return probabilities
-    # An element is told apart by query (noise), head and the key's position in its example.
-    groups, each = probabilities.shape[1:3]
-    head = jnp.arange(groups * each, dtype=jnp.uint32).reshape(groups, each)
-    query_head = mix(noise[:, None, None, :] + head[None, ..., None] * jnp.uint32(0x85EBCA77))
-    pair = query_head[..., None] + positions[:, None, None, None, :].astype(
-        jnp.uint32
-    ) * jnp.uint32(0x9E3779B9)
-    keep = scramble(pair) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, probabilities * (1.0 / (1.0 - rate)), 0.0)
-
-
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array,
-    *,
-    rate: float,
-    noise: jax.Array | None,
-    positions: jax.Array,
-) -> jax.Array:
-    """Scaled dot-product attention (Vaswani et al., 2017) with grouped key and value heads.
-
-    query [B, T, H, K]; key, value [B, S, G, K], H a multiple of G; mask bool [B, T, S].
-    Softmax in float32. `noise` [B, T] drops probabilities at `rate`; `positions` [B, S] names the
-    keys, so that a pair of tokens meets the same mask in any layout. Returns [B, T, H, K].
-    """
-    rows, tokens, heads, width = query.shape
-    groups = key.shape[2]
-    query = query.reshape(rows, tokens, groups, heads // groups, width)
-    scores = jnp.einsum("btghk,bsgk->bghts", query, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * width**-0.5, jnp.float32(-1e30))
-    probabilities = jax.nn.softmax(scores, axis=-1)
-    probabilities = drop_pairs(probabilities, rate, noise, positions)
-    out = jnp.einsum(
-        "bghts,bsgk->btghk",
-        probabilities.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    return out.reshape(rows, tokens, heads, width).astype(value.dtype)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research import sharding
+from research import activations, sharding
 from research.models import layers, vocabulary
 from research.models.layers import Dense, Embedding
 from research.models.pooling import Trunk
@@ -56,6 +56,7 @@ class Lstm(Trunk):
 
     def __call__(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """[B, T] tokens -> [B, T, D]. `noise` uint32 [B, T] drives dropout; None is without."""
+        activations.refuse_sequence("an LSTM")
         rate = self.spec.dropout
         begins = batch["positions"] == 0
         x = layers.dropout(self.embed(batch["tokens"]), rate, noise)

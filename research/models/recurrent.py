@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research import sharding
+from research import activations, sharding
 from research.errors import ConfigError
 from research.models import layers
 from research.models.layers import Dense, Embedding
@@ -65,6 +65,7 @@ class Recurrent(Trunk):
 
     def __call__(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """[B, T] words -> [B, T, D]. `noise` uint32 [B, T] drives dropout; None is without."""
+        activations.refuse_sequence("an LSTM")
         spec = self.spec
         x = self.embed(batch["tokens"])
         if spec.filters:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.models import layers
+from research.models.attention import drop_pairs
 from research.models.layers import Dense
 
 
@@ -124,12 +125,12 @@ def mean_of_seen(
     keys: jax.Array,
 ) -> jax.Array:
     """The mean of values [B, S, H, K] by the softmax of scores [B, H, Q, S] over what is seen, 0
-    where nothing is: [B, Q, H, K]. `noise` and `keys` as in `layers.drop_pairs`."""
+    where nothing is: [B, Q, H, K]. `noise` and `keys` as in `attention.drop_pairs`."""
     seen = seen[:, None]
     probabilities = jax.nn.softmax(jnp.where(seen, scores, jnp.float32(-1e30)), axis=-1)
     # What sees nothing would otherwise see everything, alike.
     probabilities = jnp.where(jnp.any(seen, axis=-1, keepdims=True), probabilities, 0.0)
-    probabilities = layers.drop_pairs(probabilities[:, :, None], rate, noise, keys)[:, :, 0]
+    probabilities = drop_pairs(probabilities[:, :, None], rate, noise, keys)[:, :, 0]
     out = jnp.einsum(
         "bhqs,bshk->bqhk",
         probabilities.astype(value.dtype),

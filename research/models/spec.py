@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from research.errors import ConfigError
 from research.models import layers
+from research.models.attention import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,8 @@ class Spec:
     `kv_heads` below `heads` is grouped-query attention; `gated` is the GLU form of the MLP;
     `norm_first` is pre-norm, with a last norm after the stack, and without `first_norm` none before
     the first attention; `scan` compiles one block instead of `depth`; `remat` keeps only the
-    blocks' inputs for the backward pass.
+    blocks' inputs for the backward pass, or beside them what it names: "attention", its queries,
+    keys, values and outputs, or "mlp", the products within the MLP (Chen et al., 2016).
 
     Vectors of tokens are `embed_width` wide, which a projection brings to `width` (Lan et al.,
     2020); `shared` is one block for all layers; positions begin at `position_offset`. Positions up
@@ -26,6 +28,7 @@ class Spec:
     first included. `qkv_bias` is `bias` where None; `qk_norm` norms every query and key head before
     it is rotated (Henry et al., 2020); `rope_scaling` as in `layers.slowed`. `pooler` is an
     activation, with `pooler_norm` after it; `head_bias` is that of the dense layer under a head.
+    `attention` names the kernel that attends, see research/models/attention.py.
     """
 
     vocab_size: int
@@ -64,8 +67,9 @@ class Spec:
     head_bias: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    attention: Literal["auto"] | Backend = "auto"
     scan: bool = False
-    remat: bool = False
+    remat: bool | Literal["attention", "mlp"] = False
     dtype: layers.Dtype = "auto"
 
     def make_norm(self, name: str | None = None) -> nn.Module:

@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research import sharding
+from research import activations
 from research.errors import ConfigError
-from research.models import grafts, layers, vocabulary
+from research.models import attention, grafts, layers, vocabulary
 from research.models.block import Block, Context
 from research.models.cache import Cache
 from research.models.layers import Dense, Embedding
@@ -42,7 +42,11 @@ class Transformer(Trunk):
             self.embedding_norm = spec.make_norm()
         if spec.embed_width is not None:
             self.embed_project = Dense(spec.width, dtype=spec.dtype)
-        block = nn.remat(Block, prevent_cse=not spec.scan) if spec.remat else Block
+        block = Block
+        if spec.remat:
+            kept = [spec.remat] if isinstance(spec.remat, str) else []
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            block = nn.remat(Block, prevent_cse=not spec.scan, policy=policy)
         self.blocks: Any
         if spec.scan:
             self.blocks = nn.scan(
@@ -117,7 +121,7 @@ class Transformer(Trunk):
         x = layers.dropout(x, spec.dropout, noise)
         if spec.embed_width is not None:
             x = self.embed_project(x)
-        return sharding.constrain_rows(x), batch, noise
+        return activations.constrain_tokens(x), batch, noise
 
     def stack(
         self,
@@ -139,11 +143,20 @@ class Transformer(Trunk):
         if cache is not None and self.has_variable("params", "prompt"):
             raise ConfigError("a trunk with a learned prompt cannot go on from a cache")
         keys = batch if cache is None else cache.beside(batch)
-        mask = layers.attention_mask(batch, causal=spec.causal, keys=keys)
-        near = None
+        mask = attention.attention_mask(batch, causal=spec.causal, keys=keys)
+        mask, near = activations.constrain_tokens(mask), None
         if spec.window is not None:
-            near = mask & layers.within(batch["positions"], keys["positions"], spec.window)
-        context = Context(mask, near, batch["positions"], () if keep else None)
+            near = mask & attention.within(batch["positions"], keys["positions"], spec.window)
+        prompted = self.has_variable("params", "prompt")
+        rows = attention.Rows(
+            causal=spec.causal,
+            alone="starts" in batch and batch["starts"].shape[1] == 1 and not prompted,
+            in_order=not prompted,
+            ahead=spec.causal and "prefix" in keys,
+            whole=cache is None,
+        )
+        seen = attention.Seen(mask, batch["positions"], batch["segments"], rows)
+        context = Context(seen, near, () if keep else None)
         # Noise is carried through the stack, each block deriving its own: also under `scan`.
         carry = (x, noise)
         past: Any = cache.blocks if cache else None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research import sharding
+from research import activations
 from research.models import layers
 
 # Rows of a tile on each shard of the batch. Every tile reads and writes a gradient of the table's
@@ -45,19 +45,20 @@ def score(
     """Softmax over the words of `table` for every vector: arrays of the shape of `labels`.
 
     x [B, ..., D] in the dtype that products are computed in; table float32 [V, D]; bias [V];
-    labels int [B, ...]. Axis 0 may be spread over the mesh, V over `tensor`. Up to `rows` vectors
-    a shard are scored at once, and by plain differentiation where these are all.
+    labels int [B, ...]. Axes 0 and 1 may be spread over the mesh, V over `tensor`. Up to `rows`
+    vectors a shard are scored at once, and by plain differentiation where these are all.
     """
-    groups = sharding.batch_shards(x.shape[0])
     table = gather_width(table)
-    flat, names = x.reshape(groups, -1, x.shape[-1]), labels.reshape(groups, -1)
+    shape = (len(labels), labels.size // len(labels))
+    flat = activations.fold(x.reshape(*shape, x.shape[-1]))
+    names = activations.fold(labels.reshape(shape))
     size = flat.shape[1]
     if size <= rows:
         found = read(logits(flat, table.astype(x.dtype), bias), names)
     else:
         tiled = scan_tiles(cut(flat, rows), table, bias, cut(names, rows))
         found = Scored(*(join(values, size) for values in tiled))
-    return Scored(*(values.reshape(labels.shape) for values in found))
+    return Scored(*(activations.unfold(values, *shape).reshape(labels.shape) for values in found))
 
 
 def sample(
@@ -74,15 +75,16 @@ def sample(
     arguments are those of `score`.
     """
     x, table, bias = lax.stop_gradient((x, gather_width(table).astype(x.dtype), bias))
-    groups = sharding.batch_shards(x.shape[0])
-    flat, seeds = x.reshape(groups, -1, x.shape[-1]), noise.reshape(groups, -1)
+    shape = (len(noise), noise.size // len(noise))
+    flat = activations.fold(x.reshape(*shape, x.shape[-1]))
+    seeds = activations.fold(noise.reshape(shape))
 
     def draw(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
         scores = logits(tile[0], table, bias)
         return jnp.argmax(scores + gumbel(tile[1], scores.shape[-1]), axis=-1).astype(jnp.int32)
 
     drawn = lax.map(draw, (cut(flat, rows), cut(seeds, rows)))
-    return join(drawn, flat.shape[1]).reshape(noise.shape)
+    return activations.unfold(join(drawn, flat.shape[1]), *shape).reshape(noise.shape)
 
 
 def gumbel(noise: jax.Array, words: int) -> jax.Array:
@@ -144,7 +146,7 @@ def scan_tiles(x: jax.Array, table: jax.Array, bias: jax.Array | None, labels: j
     words = table.astype(x.dtype)
 
     def step(_: None, tile: tuple[jax.Array, jax.Array]) -> tuple[None, Scored]:
-        return None, read(logits(sharding.constrain_rows(tile[0]), words, bias), tile[1])
+        return None, read(logits(activations.constrain_shards(tile[0]), words, bias), tile[1])
 
     return lax.scan(step, None, (x, labels))[1]
 
@@ -169,7 +171,7 @@ def scan_backward(saved: Any, slopes: Scored) -> tuple[Any, ...]:
 
     def step(sums: Any, tile: Any) -> tuple[Any, jax.Array]:
         x, labels, log_z, by_nll, by_log_z = tile
-        scores = logits(sharding.constrain_rows(x), words, bias)
+        scores = logits(activations.constrain_shards(x), words, bias)
         slope = jnp.exp(scores - log_z[..., None]) * (by_nll + by_log_z)[..., None]
         slope = slope - jnp.where(is_label(scores, labels), by_nll[..., None], 0.0)
         cast = slope.astype(x.dtype)

@@ -15,9 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research import sharding
+from research import activations, sharding
 from research.errors import ConfigError
 from research.models import layers
+from research.models.attention import attention_mask
 from research.models.layers import ACTIVATIONS, Dense, Embedding
 from research.models.pooling import Trunk, at
 from research.models.relative import Context, RelativeAttention, Stream, View, sinusoids
@@ -131,6 +132,7 @@ class XLNet(Trunk):
         [L, B, M, D], see `remember`, is what the row's first segment goes on from: it is seen
         wholly, at distances as if it stood before, and counts as text of type 0.
         """
+        activations.refuse_sequence("XLNet")
         spec = self.spec
         content, query = Stream(self.embed(batch["tokens"]), noise), None
         content = Stream(sharding.constrain_rows(content.drop(content.x, spec.dropout, 0)), noise)
@@ -178,7 +180,7 @@ class XLNet(Trunk):
                 types[:, :, None] == kinds[:, None, :],
             )
 
-        together = layers.attention_mask(batch, causal=self.spec.causal)
+        together = attention_mask(batch, causal=self.spec.causal)
         own = jnp.eye(tokens, dtype=bool)[None]
         content = view(together if visible is None else together & (visible | own))
         query = None

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research import metrics, sharding
+from research import activations, metrics, sharding
 from research.data.batches import Examples
 from research.errors import ConfigError
 from research.metrics import Mean
@@ -138,11 +138,13 @@ def gather_chosen(
 def places_of(chosen: jax.Array, rate: float, spread: int) -> tuple[jax.Array, jax.Array]:
     """Where the chosen tokens of bool [B, T] are: int32 [G, S] within a shard, weights [G, S].
 
-    G is the number of shards of the batch, so that no position leaves its device. S is static: the
-    expected count and six standard deviations of draws that each bring up to `spread` tokens; what
-    does not fit, less than one batch in millions, is not predicted. Unused places weigh 0.
+    G is the number of shards that the rows are spread over, and S has an equal part for each shard
+    that tokens are spread over, so that no position leaves its device. S is static: the expected
+    count and six standard deviations of draws that each bring up to `spread` tokens; what does not
+    fit, less than one batch in millions, is not predicted. Unused places weigh 0.
     """
-    chosen = chosen.reshape(sharding.batch_shards(chosen.shape[0]), -1)
+    rows = sharding.batch_shards(chosen.shape[0])
+    chosen = activations.fold(chosen)
     size = chosen.shape[1]
     room = min(size, round(size * rate + 6 * (spread * size * rate) ** 0.5))
 
@@ -151,12 +153,11 @@ def places_of(chosen: jax.Array, rate: float, spread: int) -> tuple[jax.Array, j
         return jnp.minimum(where, size - 1), (where < size).astype(jnp.float32)
 
     places, weights = jax.vmap(one)(chosen)
-    return places, weights
+    return places.reshape(rows, -1), weights.reshape(rows, -1)
 
 
 def take(x: jax.Array, where: jax.Array) -> jax.Array:
     """What [B, T, ...] holds at the places [G, S] of `places_of`: [G, S, ...]."""
-    taken: jax.Array = jax.vmap(lambda x, where: x[where])(
-        x.reshape(where.shape[0], -1, *x.shape[2:]), where
-    )
-    return taken
+    x = activations.fold(x)
+    taken: jax.Array = jax.vmap(lambda x, where: x[where])(x, where.reshape(len(x), -1))
+    return taken.reshape(*where.shape, *x.shape[2:])

@@ -33,7 +33,7 @@ class Mixture(nn.Module):
 
     The terms are tasks without a trunk of their own; each runs the shared one on what it makes of
     the batch, with its own noise. A causal trunk serves masked LM as well: that shows it the whole
-    example by a prefix (see `layers.attention_mask`), as UL2 and GLM do (Tay et al., 2023; Du et
+    example by a prefix (see `attention.attention_mask`), as UL2 and GLM do (Tay et al., 2023; Du et
     al., 2022). The first term tells of single texts.
     """
 

@@ -14,6 +14,7 @@ from research.data.batches import Examples
 from research.errors import ConfigError
 from research.metrics import Mean
 from research.models import layers
+from research.models.attention import attention_mask
 from research.models.pooling import at
 from research.models.xlnet import XLNet
 
@@ -50,7 +51,7 @@ class PermutationLM(nn.Module):
         noise = layers.token_noise(key, batch)
         special = jnp.isin(batch["tokens"], jnp.asarray(self.special_ids, jnp.int32))
         # Query by key: tokens of one example, and whether the key's draw is the later one.
-        mine = layers.attention_mask(batch, causal=False)
+        mine = attention_mask(batch, causal=False)
         places = batch["positions"]
         tie = (noise[:, None, :] == noise[:, :, None]) & (places[:, None, :] > places[:, :, None])
         later = (noise[:, None, :] > noise[:, :, None]) | tie

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_trunks import BERT, KEY, PACKED, PADDED, V, random_params
 
-from research.models import layers
+from research.models import attention, layers
 from research.models.transformer import Transformer
 from research.tasks.classify import Classify
 
@@ -46,11 +46,10 @@ def test_attention_dropout_keeps_its_share_and_is_independent():
     batch = layouts.layout([[text] for text in layouts.examples([T] * 4, vocab_size=V)], T)
     zeros = jnp.zeros((4, T, H, T))
     value = jnp.broadcast_to(jnp.eye(T)[None, :, None, :], zeros.shape)
-    mask = layers.attention_mask(batch, causal=False)
+    mask = attention.attention_mask(batch, causal=False)
     noise = layers.token_noise(KEY, batch)
-    shown = layers.attend(
-        zeros, zeros, value, mask, rate=rate, noise=noise, positions=batch["positions"]
-    )
+    seen = attention.Seen(mask, batch["positions"])
+    shown = attention.attend(zeros, zeros, value, seen, rate=rate, noise=noise)
     kept = np.asarray(shown) != 0  # [B, T query, H, T key]
     np.testing.assert_allclose(np.asarray(shown)[kept], 1 / (T * (1 - rate)), rtol=1e-5)
     assert_binomial(int(kept.sum()), kept.size, 1 - rate)
