@@ -50,6 +50,11 @@ def keep_tokenizer(config: Config, directory: Path) -> None:
         shutil.copyfile(settings, target / settings.name)
 
 
+def prints(config: Config, batches: Any) -> dict[str, str]:
+    """What must be the same wherever the run is trained."""
+    return {"config": configs.fingerprint(config), "training data": batches.fingerprint}
+
+
 def same_data(stored: str, found: str, directory: RunDirectory) -> None:
     """Raises ConfigError where a checkpoint was trained on other rows than are there now."""
     if stored != found:
