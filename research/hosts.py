@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from research.errors import ConfigError, GraftError, HangError
+from research.errors import ConfigError, GraftError, HangError, StorageError
 from research.runs import RunDirectory, StopSignal
 
 # A process that was not heard of for so many seconds is dead, and all others end.
@@ -148,6 +149,8 @@ def adding() -> tuple[NamedSharding, Any]:
 
 def gathered(value: Any) -> list[Any]:
     """The JSON values of all processes, in their order."""
+    if alone():
+        return [value]
     text = np.frombuffer(json.dumps(value, default=float).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(text)))
     # Powers of two, so that few sizes are ever compiled.
@@ -203,20 +206,6 @@ def raise_together(error: GraftError | None) -> None:
         raise {kind.exit_code: kind for kind in GraftError.__subclasses__()}[code](text)
 
 
-def same(values: dict[str, str]) -> None:
-    """Raises ConfigError, in every process, where they differ in one of the values."""
-    if alone():
-        return
-    told = gathered(values)
-    for name in values:
-        found = [one[name] for one in told]
-        if other := [i for i, value in enumerate(found) if value != found[0]]:
-            raise ConfigError(
-                f"hosts: process {other[0]} has another {name} than process 0: "
-                f"{found[other[0]]}, not {found[0]}"
-            )
-
-
 class AgreedStop:
     """A StopSignal that all processes hear at the same place, whichever of them it was sent to.
 
@@ -270,20 +259,34 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
 
 @contextlib.contextmanager
 def bound(report: Callable[[str], None]) -> Iterator[None]:
-    """Ends this process with HangError's code where a computation fails in the block that several
-    share: another process is gone, and nothing can be waited for any more."""
+    """Ends this process where the block fails in it alone: the others would be waited for, and wait
+    themselves for what does not come.
+
+    Exit codes are those of the errors; HangError's where another process is gone, which shows in
+    a computation that fails.
+    """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if alone():
+    except Exception as error:
+        # All but a disk that refuses comes to every process at the same step.
+        if alone() or (isinstance(error, GraftError) and not isinstance(error, StorageError)):
             raise
-        part(report, error)
+        leave(report, error)
 
 
-def part(report: Callable[[str], None], error: Exception) -> NoReturn:
-    """Says that a process is gone and exits, without waiting for anybody."""
-    reason = " ".join(str(error).split())[:200]
-    sentence = f"process {jax.process_index()} lost another, or the way to it: {reason}"
-    report(sentence)
+def leave(report: Callable[[str], None], error: Exception) -> NoReturn:
+    """Says why, and exits without waiting for anybody."""
+    code, sentence = getattr(error, "exit_code", 1), " ".join(str(error).split())
+    # What the runtime refuses is a ValueError too, and begins with its status.
+    if isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]{6,}: ", sentence):
+        code, sentence = (
+            HangError.exit_code,
+            f"the others, or the way to them, fail: {sentence[:200]}",
+        )
+    elif not isinstance(error, GraftError):
+        traceback.print_exception(error)
+    sentence = f"process {jax.process_index()}: {sentence}"
+    with contextlib.suppress(StorageError):
+        report(sentence)
     print(f"graft: {sentence}", file=sys.stderr, flush=True)
-    os._exit(HangError.exit_code)
+    os._exit(code)

@@ -91,7 +91,7 @@ class Loop:
             self.batches = self.open()
             for evaluator in config.evals:
                 evaluator.prepare(self.model(None))
-        hosts.same(results.prints(config, self.batches))
+        results.same_everywhere(config, self.batches)
         self.key = jax.random.key(config.seed)
         self.program = make_step(
             config.task, config.optim, config.adapt, self.steps, config.microbatches
