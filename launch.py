@@ -2,6 +2,7 @@
 
     launch.py train FILE [--workdir DIR] [OVERRIDES]          one run of a file in configs/
               [--seeds 0,1,2] [--sweep FIELD=VALUE,VALUE] several as one program, a run each
+              [--coordinator HOST:PORT --processes N --process I] one of N processes of a run
     launch.py study FILE [--workdir DIR] [KNOBS]              many runs and their comparison
                     [--dry-run]                               its arms and their cost, untrained
     launch.py reproduce REPORT ROW                            one run of a study, made again
@@ -89,6 +90,8 @@ def set_up_jax() -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # It would take SIGTERM, which runs answer themselves.
+    jax.config.update("jax_enable_preemption_service", False)
 
 
 def with_kept_memory() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from research import runs, sharding
+from research import hosts, runs, sharding
 from research.adapt import ADDED, Rule
 from research.config import Config
 
@@ -89,4 +89,5 @@ def write(
 ) -> None:
     """Keeps the audit beside the run, for its report."""
     found = audit(config, params, mesh, batches)
-    runs.write_atomic(Path(directory.path) / "audit.json", json.dumps(found, indent=1).encode())
+    if hosts.first():
+        runs.write_atomic(Path(directory.path) / "audit.json", json.dumps(found, indent=1).encode())

@@ -73,7 +73,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The newest step that was saved as best."""
-        return best(self.directory)
+        return self._agree(best(self.directory) if jax.process_index() == 0 else None)
 
     def save(
         self,

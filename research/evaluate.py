@@ -153,7 +153,8 @@ def forward(
         if model.stop():
             raise PreemptedError("told to stop during an evaluation")
         batch = batches.batch(step)
-        found, outputs = jax.device_get(program(model.params, sharding.put(batch, model.mesh), key))
+        arrays = sharding.put(batch, model.mesh, whole=True)
+        found, outputs = jax.device_get(program(model.params, arrays, key))
         for name, mean in found.items():
             total = sums.setdefault(name, [0.0, 0.0])
             total[0] += float(mean.total)

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from research import audit, average, manifest, runs, sharding
+from research import audit, average, hosts, manifest, runs, sharding
 from research.adapt import ADDED, Flat, Full, Strategy
 from research.config import Config, build, fields
 from research.data import vocabulary
@@ -104,7 +104,7 @@ def open_training(config: Config, mesh: Mesh) -> Any:
         steps=config.steps,
         seed=config.seed if config.data_seed is None else config.data_seed,
         multiple=sharding.row_shards(mesh) * pieces,
-        host=(jax.process_index(), jax.process_count()),
+        host=sharding.share(mesh)[:2],
     )
     check_tables(getattr(config.task, "backbone", None), batches.examples.encoded)
     return batches
@@ -238,7 +238,7 @@ def with_vectors(
         return params
     words = vocabulary.tokenizer_of(config.data.needed_tokenizer())[0].get_vocab()
     path = "backbone/embed/table"
-    table, count = fill_table(np.asarray(params[path]), words, source)
+    table, count = fill_table(hosts.whole(params[path]), words, source)
     report(f"{source}: vectors for {count} of {len(words)} words")
     return params | {path: jax.device_put(table, params[path].sharding)}
 

@@ -14,6 +14,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from research import hosts
 from research.errors import ConfigError
 from research.runs import RunDirectory
 from research.study.records import number, rises
@@ -84,10 +85,11 @@ class Journal:
     def __init__(self, directory: RunDirectory, steps: int, *, show: bool) -> None:
         self.directory = directory
         self.memory = blank()
-        self.writer = SummaryWriter(str(Path(directory.path) / "tensorboard"), flush_secs=30)
+        first, folder = hosts.first(), str(Path(directory.path) / "tensorboard")
+        self.writer = SummaryWriter(folder, flush_secs=30, write_to_disk=first)
         self.bar = tqdm(
             total=steps,
-            disable=not show,
+            disable=not (show and first),
             unit="step",
             file=sys.stderr,
             dynamic_ncols=True,

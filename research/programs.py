@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from research import hosts
 
 
 class Program:
@@ -31,11 +34,15 @@ class Program:
         kind = (shapes, tree, tuple(leaf.shape for leaf in leaves), leaves[0].sharding)
         if kind not in self.executables:
             started = time.monotonic()
-            jitted = jax.jit(self.function)
+            told: Any = None
+            if not hosts.alone():
+                # What every process is to read, whole, whichever of them computed it.
+                told = NamedSharding(leaves[0].sharding.mesh, PartitionSpec())
+            jitted = jax.jit(self.function, out_shardings=told)
             if self.donate:
                 # The new state takes the place of the old: left to itself, XLA may shard it anew.
                 same = jax.tree.map(lambda leaf: leaf.sharding, state)
-                jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(same, None))
+                jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(same, told))
             self.executables[kind] = jitted.lower(state, batch, key).compile()
             self.seconds += time.monotonic() - started
         return self.executables[kind]

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from research import config as configs
-from research import initialize, runs, sharding
+from research import hosts, initialize, runs, sharding
 from research.checkpoint import Checkpoints
 from research.config import Config
 from research.errors import ConfigError, NonFiniteError
@@ -19,15 +18,17 @@ from research.step import abstract_state, make_step
 
 
 def give_up(
-    directory: Path, state: Any, batch: dict[str, np.ndarray], step: int, tries: int
+    directory: Path, state: Any, batch: dict[str, jax.Array], step: int, tries: int
 ) -> NoReturn:
     """Keeps the state in which `step` was tried, and its batch, and raises NonFiniteError."""
     bundle = directory / "replay"
     checkpoints = Checkpoints(bundle / "checkpoints")
-    before = state.replace(step=jnp.asarray(step, jnp.int32))
+    before = state.replace(step=jax.device_put(np.int32(step), state.step.sharding))
     checkpoints.save(step, before, {}, wait=True)
     checkpoints.close()
-    save_file(batch, bundle / "batch.safetensors")
+    rows = {name: hosts.whole(x) for name, x in batch.items()}
+    if hosts.first():
+        save_file(rows, bundle / "batch.safetensors")
     raise NonFiniteError(
         f"{directory}: loss or gradient was not finite in {tries} steps in a row, up to step "
         f"{step + 1}; {bundle} replays the last of them"

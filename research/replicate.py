@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research import initialize, manifest, results, sharding
+from research import hosts, initialize, manifest, results, sharding
 from research.adapt import Rule
 from research.config import Config
 from research.data.batches import Batch, prefetch
@@ -41,10 +41,10 @@ def replicate(
     and before compiling NotReplicatesError where the configs cannot share a program.
     """
     swept(configs)
-    if jax.process_count() > 1:
+    if not hosts.alone():
         raise NotReplicatesError("replicates are trained by one process, not by several")
     clock = Clock()
-    with ExitStack() as stack, StopSignal() as stop:
+    with ExitStack() as stack, StopSignal() as signal:
         folders = [Path(workdir) / config.name for config in configs]
         directories = [stack.enter_context(RunDirectory.open(folder)) for folder in folders]
         with clock.phase("data"):
@@ -59,6 +59,7 @@ def replicate(
         if rest:
             grid = Grid.of([resolved[i] for i in rest])
             rest = [rest[place] for place in grid.places]
+            stop = hosts.AgreedStop(signal)
             group = Group([resolved[i] for i in rest], grid, clock, stop)
             log = directories[rest[0]].log
             watchdog = Watchdog(first.hang_after, folders[rest[0]] / "stacks.txt", log)
@@ -114,7 +115,9 @@ class Member(Loop):
 class Group:
     """Replicates in motion: the state of all, one step for all, what each does between steps."""
 
-    def __init__(self, configs: list[Config], grid: Grid, clock: Clock, stop: StopSignal) -> None:
+    def __init__(
+        self, configs: list[Config], grid: Grid, clock: Clock, stop: hosts.AgreedStop
+    ) -> None:
         self.configs, self.grid, self.clock, self.stop = configs, grid, clock, stop
         self.steps = configs[0].steps or 0
         self.mesh = sharding.spread(configs[0].mesh.build(), grid.outer)

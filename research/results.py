@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research import config as configs
-from research import runs
+from research import hosts, runs
 from research.config import Config
 from research.data.tokenize import load_tokenizer
 from research.errors import ConfigError
@@ -48,6 +48,22 @@ def keep_tokenizer(config: Config, directory: Path) -> None:
     settings = Path(source) / "tokenizer_config.json"
     if settings.is_file():
         shutil.copyfile(settings, target / settings.name)
+
+
+def same_everywhere(config: Config, batches: Any) -> None:
+    """Raises ConfigError, in every process, where they were given other configs or other rows."""
+    mine = {"config": configs.describe(config), "data": batches.fingerprint}
+    told = hosts.gathered(mine)
+    for number, other in enumerate(told):
+        if changes := configs.differences(told[0]["config"], other["config"])[:5]:
+            raise ConfigError(
+                f"hosts: process {number} has another config than process 0: {'; '.join(changes)}"
+            )
+        if other["data"] != told[0]["data"]:
+            raise ConfigError(
+                f"hosts: process {number} reads other training data than process 0 "
+                f"(fingerprints {other['data']} and {told[0]['data']})"
+            )
 
 
 def same_data(stored: str, found: str, directory: RunDirectory) -> None:

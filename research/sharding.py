@@ -8,16 +8,18 @@ gathers the keys and values of whole rows (context parallelism as in Llama 3; Ll
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from research import hosts
 from research.errors import ConfigError
 
 ROWS = ("data", "fsdp")
@@ -144,21 +146,53 @@ def shard(tree: Any, mesh: Mesh) -> Any:
 
 def abstract_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Shapes, dtypes and shardings of what `put` makes of a batch."""
-    where, hosts = places(batch, mesh), jax.process_count()
+    where, count = places(batch, mesh), share(mesh).count
     return {
         name: jax.ShapeDtypeStruct(
-            (hosts * x.shape[0], *x.shape[1:]), x.dtype, sharding=where[name]
+            (count * x.shape[0], *x.shape[1:]), x.dtype, sharding=where[name]
         )
         for name, x in batch.items()
     }
 
 
-def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch, as global arrays spread over the mesh."""
-    where = places(batch, mesh)
+class Share(NamedTuple):
+    """Which of `count` equal shares of a batch's rows lies on a process's devices, and whether it
+    is the process to be asked about them: those of a tensor axis hold the same."""
+
+    index: int
+    count: int
+    asked: bool
+
+
+@functools.lru_cache(maxsize=8)
+def share(mesh: Mesh) -> Share:
+    """This process's. Raises ConfigError where the mesh gives unequal shares to processes."""
+    if hosts.alone():
+        return Share(0, 1, True)
+    shards = row_shards(mesh)
+    held: dict[int, set[int]] = {}
+    where = NamedSharding(mesh, PartitionSpec(ROWS)).devices_indices_map((shards,))
+    for device, (rows,) in where.items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(shards)))
+    me = jax.process_index()
+    found = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if len({len(rows) for rows in found}) > 1 or sum(map(len, found)) != shards or me not in held:
+        raise ConfigError(f"mesh {dict(mesh.shape)}: its rows are no equal shares of the processes")
+    asked = min(process for process, rows in held.items() if rows == held[me]) == me
+    return Share(found.index(tuple(sorted(held[me]))), len(found), asked)
+
+
+def put(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, *, whole: bool = False
+) -> dict[str, jax.Array]:
+    """This process's rows of a batch, or those of the `whole` of it that are this process's, as
+    global arrays spread over the mesh."""
+    where, count = places(batch, mesh), 1 if whole else share(mesh).count
     return {
-        name: jax.make_array_from_process_local_data(where[name], rows)
-        for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(
+            where[name], x, (count * x.shape[0], *x.shape[1:])
+        )
+        for name, x in batch.items()
     }
 
 
@@ -177,3 +211,9 @@ def places(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, NamedShardi
     return {
         name: NamedSharding(mesh, PartitionSpec(ROWS) if whole[name] else tokens) for name in batch
     }
+
+
+def sizes(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Any:
+    """[examples, tokens, cells] int32 of the batch that the processes have; not waited for."""
+    found = [(batch["ids"] >= 0).sum(), batch["lengths"].sum(), batch["tokens"].size]
+    return hosts.add_up(np.array(found, np.int32) * share(mesh).asked)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from research import audit, initialize, replay, results, sharding
+from research import audit, hosts, initialize, replay, results, sharding
 from research.checkpoint import Checkpoints
 from research.config import Config
 from research.data.batches import prefetch
@@ -50,19 +50,20 @@ def run(config: Config, workdir: str | Path = "runs", *, progress: bool = False)
     after five steps in a row that could not be taken.
     """
     clock = Clock()
-    with RunDirectory.open(Path(workdir) / config.name) as directory, StopSignal() as stop:
+    with hosts.open_run(Path(workdir) / config.name) as directory, StopSignal() as signal:
         directory.log(f"{config.name}: opened")
-        with clock.phase("data"):
+        with clock.phase("data"), hosts.in_turn():
             config = initialize.resolve(config)
-        summary = results.claim(directory, config)
+        summary = hosts.agreed(lambda: results.claim(directory, config))
         if summary is None:
             mesh = config.mesh.build()
             steps = config.steps or 0
             with jax.set_mesh(mesh), Journal(directory, steps, show=progress) as journal:
-                stacks = Path(directory.path) / "stacks.txt"
+                stacks = hosts.own(directory.path / "stacks.txt")
                 with Watchdog(config.hang_after, stacks, directory.log) as watchdog:
+                    stop = hosts.AgreedStop(signal)
                     loop = Loop(config, mesh, directory, journal, clock, stop, watchdog)
-                    with loop.checkpoints:
+                    with loop.checkpoints, hosts.bound(directory.log):
                         summary = loop.run()
         return Result(config, Path(directory.path), summary["metrics"], summary)
 
@@ -80,16 +81,17 @@ class Loop:
         directory: RunDirectory,
         journal: Journal,
         clock: Clock,
-        stop: StopSignal,
+        stop: hosts.AgreedStop,
         watchdog: Watchdog,
     ) -> None:
         self.config, self.mesh, self.directory = config, mesh, directory
         self.steps = config.steps or 0
         self.journal, self.clock, self.stop, self.watchdog = journal, clock, stop, watchdog
-        with clock.phase("data"):
+        with clock.phase("data"), hosts.in_turn():
             self.batches = self.open()
             for evaluator in config.evals:
                 evaluator.prepare(self.model(None))
+        results.same_everywhere(config, self.batches)
         self.key = jax.random.key(config.seed)
         self.program = make_step(
             config.task, config.optim, config.adapt, self.steps, config.microbatches
@@ -118,7 +120,7 @@ class Loop:
 
     def begin(self, latest: int | None = None) -> None:
         """Goes on from this run's newest checkpoint, of those up to step `latest`, or starts."""
-        self.pending: tuple[dict[str, Mean], dict[str, np.ndarray]] | None = None
+        self.pending: tuple[dict[str, Mean], dict[str, np.ndarray], Any] | None = None
         restored = self.checkpoints.restore(self.abstract, latest)
         if restored is None:
             self.journal.recall(blank(), -1)
@@ -172,7 +174,7 @@ class Loop:
         """Counts a step that was dispatched; whether anything but the next one is due."""
         # The previous step's numbers are read while this one runs.
         self.note()
-        self.pending = (means, batch)
+        self.pending = (means, batch, sharding.sizes(batch, self.mesh))
         self.step += 1
         due = self.boundary()
         if due or self.journal.memory["nonfinite"]:
@@ -182,8 +184,8 @@ class Loop:
     def boundary(self) -> bool:
         """Whether anything but the next step is due now."""
         config, step = self.config, self.step
-        saves = step % self.save_every == 0 or self.stop.requested
-        return step % config.log_every == 0 or step == self.steps or saves or self.evaluates()
+        regular = step % config.log_every == 0 or step % self.save_every == 0
+        return regular or step == self.steps or self.evaluates()
 
     def evaluates(self) -> bool:
         """Whether this step's model is to be evaluated."""
@@ -194,19 +196,19 @@ class Loop:
         """Waits for a step and writes its means down; raises NonFiniteError after five bad ones."""
         if self.pending is None:
             return
-        means, batch = jax.device_get(self.pending[0]), self.pending[1]
+        means, batch, sizes = self.pending
         self.pending = None
+        means, sizes = jax.device_get((means, sizes))
         self.first_step = self.first_step or process_age()
-        tokens = int(batch["lengths"].sum())
-        self.journal.add(
-            means, int((batch["ids"] >= 0).sum()), tokens, 1 - tokens / batch["tokens"].size
-        )
+        examples, tokens, cells = map(int, sizes)
+        self.journal.add(means, examples, tokens, 1 - tokens / cells)
         memory, loss = self.journal.memory, float(means["loss"].value)
         if self.config.spikes is not None and not memory["nonfinite"]:
             self.config.spikes.watch(memory, loss, self.step - 1, self.steps)
         if memory["nonfinite"] >= MOST_NONFINITE:
             step, tries = self.step - 1, memory["nonfinite"]
-            replay.give_up(self.directory.path, self.state, batch, step, tries)
+            rows = sharding.put(batch, self.mesh)
+            replay.give_up(self.directory.path, self.state, rows, step, tries)
 
     def settle(self) -> bool:
         """Logs, evaluates and saves what is due after `step` steps; whether the run ends early."""
@@ -231,9 +233,10 @@ class Loop:
         metrics: dict[str, float] = {}
         details: dict[str, Any] = {}
         scores = {evaluator.name: evaluator(model) for evaluator in self.config.evals}
+        numbers = hosts.agreed(lambda: {name: score.numbers for name, score in scores.items()})
         for name, score in scores.items():
-            self.journal.write(self.step, name, score.numbers)
-            metrics |= {f"{name}/{key}": value for key, value in score.numbers.items()}
+            self.journal.write(self.step, name, numbers[name])
+            metrics |= {f"{name}/{key}": value for key, value in numbers[name].items()}
             details[name] = score.details
         return self.journal.scored(self.step, metrics, details, self.config.track)
 

@@ -20,8 +20,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_file(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """FILE, --workdir, and of train --seeds and --sweep; the rest is for the file's own fields, its
-    --help too."""
+    """FILE, --workdir, and of train --seeds, --sweep and how its processes meet; the rest is for
+    the file's own fields, its --help too."""
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(f"launch.py {verb}: give a FILE first")
     parser = Parser(verb, add_help=False)
@@ -30,6 +30,9 @@ def parse_file(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, lis
     if verb == "train":
         parser.add_argument("--seeds", type=numbers, default=())
         parser.add_argument("--sweep", action="append", default=[])
+        parser.add_argument("--coordinator")
+        parser.add_argument("--processes", type=int)
+        parser.add_argument("--process", type=int)
     return parser.parse_known_args(arguments)
 
 

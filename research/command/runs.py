@@ -5,27 +5,42 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from research.command.arguments import Parser, parse_file
+
+if TYPE_CHECKING:
+    from research.train import Result
 
 
 def train(arguments: list[str]) -> None:
     """Audit, run, page, result; of every seed and swept number, trained as one program."""
-    from research import initialize, results
+    from research import hosts, initialize
     from research.config import load_config
     from research.replicate import replicate
-    from research.study.report import audit_page, run_page, write_page
+    from research.study.report import audit_page
     from research.sweep import expand
     from research.train import run
 
     options, overrides = parse_file("train", arguments)
-    config = load_config(options.file, overrides, f"launch.py train {options.file}")
-    print(audit_page(initialize.examine(config)).text(), flush=True)
-    if options.seeds or options.sweep:
-        configs = expand(config, options.seeds, options.sweep)
-        found = replicate(configs, options.workdir, progress=True)
-    else:
-        found = [run(config, options.workdir, progress=True)]
+    with hosts.joined(options.coordinator, options.processes, options.process):
+        with hosts.in_turn():
+            config = load_config(options.file, overrides, f"launch.py train {options.file}")
+            page = audit_page(initialize.examine(config))
+        print(page.text(), flush=True)
+        if options.seeds or options.sweep:
+            configs = expand(config, options.seeds, options.sweep)
+            found = replicate(configs, options.workdir, progress=True)
+        else:
+            found = [run(config, options.workdir, progress=True)]
+        hosts.agreed(lambda: tell(found))
+
+
+def tell(found: list[Result]) -> None:
+    """Writes the pages of finished runs and prints what came out."""
+    from research import results
+    from research.study.report import run_page, write_page
+
     print()
     for result in found:
         write_page(run_page(result.path), result.path)

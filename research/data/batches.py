@@ -208,10 +208,17 @@ class Batches:
         chosen = self.examples_of(step)
         row, start = self.plan.place(self.lengths[chosen], self.examples.begins[chosen])
         shape = self.plan.shape(row)
-        batch = fill(self.examples, chosen, row, start, shape, words=self.arrangement.words)
         index, count = self.host
         share = shape[0] // count
-        return {name: array[index * share : (index + 1) * share] for name, array in batch.items()}
+        mine = row // share == index
+        return fill(
+            self.examples,
+            chosen[mine],
+            row[mine] - index * share,
+            start[mine],
+            (share, *shape[1:]),
+            words=self.arrangement.words,
+        )
 
 
 def check(
