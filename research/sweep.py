@@ -233,6 +233,7 @@ def make_program(
             key,
             microbatches=config.microbatches,
             ema=config.optim.ema,
+            sharpness=config.optim.sharpness,
             steps=config.steps,
         )
         learned = flatten_dict(new.params, sep="/")
