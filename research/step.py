@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -66,6 +67,15 @@ def abstract_state(
     abstract = sharding.shard(jax.eval_shape(create, params), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return abstract, jax.jit(create, out_shardings=shardings, donate_argnums=0)
+
+
+def recalled(state: TrainState, adapt: Strategy, memory: Mapping[str, Any]) -> TrainState:
+    """The state with those leaves that a run's memory decides, and not its steps."""
+    flat = flatten_dict(state.params, sep="/")
+    for path, value in adapt.recalled(memory).items():
+        flat[path] = jax.device_put(np.asarray(value, flat[path].dtype), flat[path].sharding)
+    new: TrainState = state.replace(params=unflatten_dict(flat, sep="/"))  # type: ignore[attr-defined]
+    return new
 
 
 def train_step(
@@ -203,9 +213,11 @@ def begin(updates: Flat, rules: Mapping[str, Rule], step: jax.Array, params: Fla
     begun = dict(updates)
     for path, update in updates.items():
         rule = rules[path]
-        if rule.since:
-            late = jnp.broadcast_to(step >= along(rule.since, update), update.shape)
-            begun[path] = jnp.where(late, update, 0.0)
+        if rule.since or rule.stage:
+            due = step >= along(rule.since, update)
+            if rule.stage:
+                due &= params["thawed"] >= along(rule.stage, update)
+            begun[path] = jnp.where(jnp.broadcast_to(due, update.shape), update, 0.0)
     return begun
 
 

@@ -254,7 +254,7 @@ def make_program(
         own, numbers = cut(state["own"], grid.axes()), cut(given["numbers"], grid.axes())
         key = given["key"].reshape(grid.axes(2))
         new, means = mapped(state["shared"], own, batch, key, numbers)
-        means = jax.tree.map(lambda x: x.reshape(grid.count), means)
+        means = jax.tree.map(lambda x: x.reshape(grid.count, *x.shape[len(grid.axes()) :]), means)
         each = [jax.tree.map(lambda x, i=i: x[i], means) for i in range(grid.count)]
         back = jax.tree.map(lambda x, old: x.reshape(old.shape), new, state["own"])
         return {"shared": state["shared"], "own": back}, each

@@ -84,6 +84,13 @@ class View:
         gradient = jax.grad(lambda delta: value(fixed.under(delta)))(jax.lax.stop_gradient(delta))
         return jax.lax.stop_gradient(gradient)
 
+    @functools.cached_property
+    def losses(self) -> jax.Array:
+        """The task's loss of every example, before any weight: float32 [B, M]."""
+        given, labels = {"params": self.params}, self.batch["labels"]
+        found: Any = self.task.apply(given, self.main.logits, labels, method="values")
+        return jnp.asarray(found, jnp.float32)
+
     def head(self, vectors: jax.Array) -> jax.Array:
         """The logits float32 [B, M, C] of any vectors [B, M, D] in the place of the encoded."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,7 +49,7 @@ class DomainAdversarial(Term):
     name: ClassVar[str] = "domain_adversarial"
     needs: ClassVar[tuple[str, ...]] = NEEDS
 
-    def head(self) -> nn.Module:
+    def head(self, task: Any) -> nn.Module:
         return DomainHead(self.hidden, self.domains)
 
     def __call__(self, view: View) -> Mean:
