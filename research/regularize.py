@@ -21,42 +21,12 @@ import optax
 from research.errors import ConfigError
 from research.metrics import Mean, WeightedSum
 from research.models.transformer import Transformer
+from research.ramps import Constant, Dann, Warm
 from research.tasks.classify import Classify, Pooled
 from research.tasks.embed import Embed
 from research.view import View
 
 Batch = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A factor of 1 from the first step on."""
-
-    def __call__(self, progress: jax.Array) -> jax.Array:
-        return jnp.ones_like(progress)
-
-
-@dataclass(frozen=True)
-class Warm:
-    """A factor that rises in a line to 1 over the first `share` of the run."""
-
-    share: float = 0.1
-
-    def __call__(self, progress: jax.Array) -> jax.Array:
-        return jnp.minimum(progress / self.share, 1.0)
-
-
-@dataclass(frozen=True)
-class Dann:
-    """2 / (1 + exp(-`gamma` p)) - 1 at progress p (Ganin et al., 2016): 0 at first, near 1 soon."""
-
-    gamma: float = 10.0
-
-    def __call__(self, progress: jax.Array) -> jax.Array:
-        return 2.0 / (1.0 + jnp.exp(-self.gamma * progress)) - 1.0
-
-
-Ramp = Constant | Warm | Dann
 
 
 @dataclass(frozen=True)
@@ -157,6 +127,11 @@ def has_embeddings(task: Any) -> bool:
     return isinstance(task.backbone, Transformer)
 
 
+def has_layers(task: Any) -> bool:
+    """Whether a pass shows what the trunk's blocks made; parts encoded apart do not."""
+    return has_embeddings(task) and getattr(task, "chunks", 1) == 1
+
+
 def has_vectors(task: Any) -> bool:
     """Whether a pass shows one vector an example; parts of a batch encoded apart do not."""
     return isinstance(task, Pooled | Embed) and getattr(task, "chunks", 1) == 1
@@ -172,6 +147,7 @@ NEEDS: dict[str, tuple[Any, str]] = {
     "domains": (lambda task, batch: "domains" in batch, "a domain for every example"),
     "groups": (lambda task, batch: "groups" in batch, "a group for every example (data.group)"),
     "vectors": (lambda task, batch: has_vectors(task), "one vector an example, task.chunks 1"),
+    "layers": (lambda task, batch: has_layers(task), "a Transformer's layers, task.chunks 1"),
     "embeddings": (lambda task, batch: has_embeddings(task), "a Transformer's word embeddings"),
 }
 
@@ -252,8 +228,10 @@ class Objective(nn.Module):
             found: Any = plain.apply({"params": params}, batch, train=False, rngs=keys)
             return dict(found)
         progress = batch["progress"][0, 0] if "progress" in batch else jnp.float32(1.0)
-        view = View(plain, params, batch, keys["noise"], progress)
-        means, parts = dict(view.main.means), self.terms.parts()
+        parts = self.terms.parts()
+        inside = any("layers" in part.needs for part in parts)
+        view = View(plain, params, batch, keys["noise"], progress, inside)
+        means = dict(view.main.means)
         own = {part.name: part(view) for part in parts}
         carried: dict[str, Any] = {}
         for part, found in zip(parts, own.values()):

@@ -44,7 +44,8 @@ def swept(members: Sequence[Config]) -> tuple[str, ...]:
     """The numbers in which resolved configs differ, as paths: ("optim.learning_rate",).
 
     Raises NotReplicatesError for fewer than one config, for names that are not distinct, for what
-    differs beside seeds and floats of `optim` and `adapt`, and for `spikes`, which take back steps.
+    differs beside seeds and floats of `optim` and `adapt`, for `spikes`, which take back steps, and
+    for a strategy that waits for evaluations.
     """
     if not members:
         raise NotReplicatesError("replicates: there are no configs")
@@ -53,6 +54,8 @@ def swept(members: Sequence[Config]) -> tuple[str, ...]:
         raise NotReplicatesError(f"replicates: two are called {twice[0]!r}")
     if members[0].spikes is not None:
         raise NotReplicatesError("replicates share their steps: spikes cannot be taken back of one")
+    if members[0].adapt.watches:
+        raise NotReplicatesError(f"replicates share their state: {members[0].adapt} is of one run")
     told = [dict(flat(configs.describe(member))) for member in members]
     paths = dict.fromkeys(path for one in told for path in one)
     differ = [path for path in paths if any(one.get(path) != told[0].get(path) for one in told)]

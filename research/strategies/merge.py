@@ -13,8 +13,8 @@ from research.adapt import ADDED, UNREAD
 
 def merge(params: Mapping[str, Any]) -> dict[str, Any]:
     """A tree that computes the same without the leaves of LoRA, DoRA and IA3, as numpy arrays; what
-    the step alone reads is left out. Adapters, prefixes and prompts are no change of a kernel and stay
-    (see `unmerged`)."""
+    the step alone reads is left out. Adapters, prefixes and prompts are no change of a kernel and
+    stay (see `unmerged`)."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
     for place in [path.removesuffix("kernel") for path in flat if path.endswith("/kernel")]:
         found = {name: flat.pop(f"{place}{name}", None) for name in MERGED}

@@ -14,7 +14,8 @@ from research.divergences import coral, mmd
 from research.metrics import Mean
 from research.models import layers
 from research.models.layers import Dense
-from research.regularize import Constant, Dann, Term, Warm
+from research.ramps import Constant, Dann, Warm
+from research.regularize import Term
 from research.view import View
 
 NEEDS = ("vectors", "domains")

@@ -19,7 +19,8 @@ from research.checkpoint import load_tree
 from research.data.domains import Domains
 from research.errors import ConfigError, DataError
 from research.optim import Optim
-from research.regularize import Constant, Objective, Warm
+from research.ramps import Constant, Warm
+from research.regularize import Objective
 from research.sharding import MeshSpec
 from research.step import init_state, train_step
 from research.tasks.regress import Regress
