@@ -19,6 +19,7 @@ A batch is a dict of arrays (int32 unless said otherwise):
                                                 which source of a mixture it is from
     weights [B, M] float32                      0 for an empty place
     domains [B, M]                              of two domains: 0 the source, 1 the target
+    groups [B, M]                               of data with a column of groups: its value's number
     progress [B, 1] float32                     in training: the share of the run that is done
     delta [B, T, D] float32                     added to the word embeddings, where it is there
 """

@@ -24,8 +24,12 @@ Flat = dict[str, jax.Array]
 Leaves = Mapping[str, Any]
 
 TRUNK = re.compile(r"^backbone/(?!pooler/)")
-ADDED = re.compile(r"(/|^)(lora_\w+|ia3_\w+|prefix_\w+|prompt|\w+_adapter/.+|\w+_start)$")
-CONSTANT = re.compile(r"/(lora_scale|lora_dropout|\w+_start)$")
+ADDED = re.compile(r"(/|^)(lora_\w+|ia3_\w+|prefix_\w+|prompt|\w+_adapter/.+|\w+_start|thawed)$")
+# Of what strategies add, that which the step reads, and no layer.
+UNREAD = re.compile(r"(_start|(^|/)thawed)$")
+CONSTANT = re.compile(r"(/|^)(lora_scale|lora_dropout|\w+_start|log_shares|thawed)$")
+# What the step moves by another way than a gradient.
+CARRIED = re.compile(r"/log_shares$")
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,10 @@ class Rule:
     """What happens to one parameter: `multiplier` scales the learning rate, `initial` what is drawn
     anew of it.
 
-    It moves from step `since` on; `pull` is the strength of its decay to where it started. A
-    parameter of a scanned stack may have one factor a layer more, `layers`, and one `since` each.
+    It moves from step `since` on, and once `stage` blocks have thawed; `pull` is the strength of
+    its decay to where it started. A parameter of a scanned stack may have one factor a layer more,
+    `layers`, and one `since` and `stage` each.
+    What is `carried` the step moves by another way than its gradient.
     """
 
     learns: bool = True
@@ -43,7 +49,14 @@ class Rule:
     initial: float = 1.0
     layers: tuple[float, ...] = ()
     since: int | tuple[int, ...] = 0
+    stage: int | tuple[int, ...] = 0
     pull: float = 0.0
+    carried: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it stays as it is."""
+        return not (self.learns or self.carried)
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,18 @@ class Strategy:
 
     def check(self, leaves: Leaves) -> None:
         """Raises ConfigError where this strategy cannot be meant for this tree."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether evaluations decide what learns."""
+        return any(part.watches for part in self.parts() if part is not self)
+
+    def scored(self, memory: dict[str, Any]) -> None:
+        """Notes in a run's memory what its newest evaluation, in there, decides."""
+
+    def recalled(self, memory: Mapping[str, Any]) -> dict[str, float]:
+        """The leaves, by path, that a run's memory decides, and not its steps."""
+        return {}
 
     def rules(self, leaves: Leaves) -> dict[str, Rule]:
         """One Rule for each path. Raises ConfigError for what contradicts itself."""
@@ -129,6 +154,13 @@ class Both(Strategy):
     def redrawn(self, leaves: Leaves) -> dict[str, int]:
         return self.left.redrawn(leaves) | self.right.redrawn(leaves)
 
+    def scored(self, memory: dict[str, Any]) -> None:
+        for part in self.parts():
+            part.scored(memory)
+
+    def recalled(self, memory: Mapping[str, Any]) -> dict[str, float]:
+        return self.left.recalled(memory) | self.right.recalled(memory)
+
     def __str__(self) -> str:
         return f"{self.left} | {self.right}"
 
@@ -142,7 +174,11 @@ def combine(parts: tuple[Strategy, ...], leaves: Leaves) -> dict[str, Rule]:
         raise ConfigError(f"adapt: {full} and {other} contradict: one trains all, the other a part")
     learning = set().union(*choices.values()) if choices else set(leaves)
     found = {
-        path: Rule(learns=path in learning and not CONSTANT.search(path), decays=decays(path))
+        path: Rule(
+            learns=path in learning and not CONSTANT.search(path),
+            decays=decays(path),
+            carried=bool(CARRIED.search(path)),
+        )
         for path in leaves
     }
     for part in parts:

@@ -19,7 +19,8 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
     """{"summary": facts, "parameters": one row a path}, as JSON values; `params` may be abstract.
 
     FLOPs are those of the blocks' products and attention, 6 a parameter and token where it learns,
-    4 where it only passes gradients on; bytes are those of parameters, gradients and AdamW's state.
+    4 where it only passes gradients on, all twice where a step climbs first (`optim.sharpness`);
+    bytes are those of parameters, gradients and AdamW's state, and of what it climbed to.
     """
     flat = flatten_dict(params, sep="/")
     rules = config.adapt.rules(flat)
@@ -44,14 +45,14 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
     total = sum(row["parameters"] for row in rows)
     learning = sum(row["parameters"] for row in rows if row["learns"])
     trunk = getattr(config.task.backbone, "spec", None)
-    stats = batches.stats()
+    stats, climbs = batches.stats(), config.optim.sharpness is not None
     summary = {
         "parameters": total,
         "learning": learning,
         "learning_share": round(learning / total, 6),
         "added": sum(row["parameters"] for row in rows if row["added"]),
-        "flops_per_token": flops_per_token(rows, trunk, batches.shapes[0][1]),
-        "state_mb": round((4 * total + 12 * learning) / 2**20, 1),
+        "flops_per_token": (1 + climbs) * flops_per_token(rows, trunk, batches.shapes[0][1]),
+        "state_mb": round((4 * total + (12 + 4 * climbs) * learning) / 2**20, 1),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "steps": config.steps,
         "batch_size": config.batch_size,

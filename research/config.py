@@ -88,6 +88,8 @@ class Config:
             )
         if self.patience is not None and self.track is None:
             raise ConfigError("config: patience needs track, the metric to watch")
+        if self.adapt.watches and not (self.track and self.evals):
+            raise ConfigError(f"config: {self.adapt} needs evals, and track, the metric to watch")
         if self.spikes is not None:
             self.spikes.check()
 

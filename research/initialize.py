@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from research import audit, average, hosts, manifest, runs, sharding
-from research.adapt import ADDED, Flat, Full, Strategy
+from research.adapt import ADDED, UNREAD, Flat, Full, Strategy
 from research.config import Config, build, fields
 from research.data import vocabulary
 from research.data.vectors import fill_table
@@ -70,7 +70,7 @@ def resolve(config: Config) -> Config:
         examples = data.open("train", config.batch_size).rows
         steps = math.ceil(config.epochs * examples / config.batch_size)
     if config.task is not served(config.task):
-        task = config.task.clone(task=task)
+        task = config.task.about(task, facts)
     return dataclasses.replace(config, task=task, data=data, steps=steps, epochs=None)
 
 
@@ -124,7 +124,7 @@ def abstract_params(task: nn.Module, batch: Any, mesh: Mesh, adapt: Strategy = F
     adapt.rules(leaves | added)
     grown = unflatten_dict(leaves | added, sep="/")
     if added:
-        refuse_ignored(task, grown, batch, [p for p in added if not p.endswith("_start")])
+        refuse_ignored(task, grown, batch, [p for p in added if not UNREAD.search(p)])
     return sharding.shard(grown, mesh)
 
 

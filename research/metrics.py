@@ -7,6 +7,8 @@ once a split, and start from a confusion matrix or from the predictions of every
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -62,6 +64,10 @@ class Mean:
         """What this part of a batch adds to the total of the `whole`."""
         return self.total
 
+    def scaled(self, factor: jax.Array) -> Mean:
+        """The mean times a factor."""
+        return Mean(self.total * factor, self.count)
+
 
 @flax.struct.dataclass
 class WeightedSum:
@@ -74,6 +80,17 @@ class WeightedSum:
 
     means: tuple[Mean, ...]
     weights: tuple[float, ...] = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, losses: Sequence[Any], weights: Sequence[float]) -> WeightedSum:
+        """Losses, which may be sums of several themselves, as one."""
+        means: list[Any] = []
+        factors: list[float] = []
+        for loss, weight in zip(losses, weights):
+            inner = loss if isinstance(loss, cls) else cls((loss,), (1.0,))
+            means += inner.means
+            factors += [weight * factor for factor in inner.weights]
+        return cls(tuple(means), tuple(factors))
 
     def __add__(self, other: WeightedSum) -> WeightedSum:
         return WeightedSum(tuple(a + b for a, b in zip(self.means, other.means)), self.weights)
@@ -97,10 +114,14 @@ class WeightedSum:
         """What this part of a batch adds to the total of the `whole`, by the counts of that."""
         # Operators alone: on the host these are numpy's, and no busy device is asked.
         terms = [
-            weight * mean.total / (full.count + (full.count == 0))
+            weight * mean.share(full) / (full.count + (full.count == 0))
             for mean, full, weight in zip(self.means, whole.means, self.weights)
         ]
         return whole.count * sum(terms[1:], terms[0])
+
+    def scaled(self, factor: jax.Array) -> WeightedSum:
+        """Every mean times a factor."""
+        return WeightedSum(tuple(mean.scaled(factor) for mean in self.means), self.weights)
 
 
 def confusion(labels: Numbers, predictions: Numbers, classes: int) -> npt.NDArray[np.int64]:

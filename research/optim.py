@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +27,9 @@ class Optim:
     and decays (Hu et al., 2024) over the last `cooldown` steps, or below 1 that share of all steps:
     in a line, or with "wsd_sqrt" by 1 - sqrt (Hägele et al., 2024). `clip`: largest global gradient
     norm, None for no limit. `ema`: decay of the average of the parameters after each step, which is
-    evaluated and exported in their place (research/average.py); None keeps none.
+    evaluated and exported in their place (research/average.py); None keeps none. `sharpness`: how
+    far along its gradient a step climbs before it takes the gradient to descend by, which looks for
+    flat minima (SAM; Foret et al., 2021) and doubles the products of a step; None does not climb.
     """
 
     rule: UpdateRule = AdamW()
@@ -38,19 +41,23 @@ class Optim:
     weight_decay: float = 0.01
     clip: float | None = 1.0
     ema: float | None = None
+    sharpness: float | None = None
 
     def rate(self, steps: int) -> optax.Schedule:
         """Learning rate by step, for a run of `steps`.
 
         Step 0 of w steps of warm-up has 1 / w of the full rate; without warm-up it has all of it.
         `Optim(learning_rate=1, warmup=0).rate(10)(5)` is 0.5. Raises ConfigError for a warm-up or a
-        cooldown that does not fit, and for an `ema` that is no decay.
+        cooldown that does not fit, for an `ema` that is no decay and a `sharpness` that is no
+        distance.
         """
         warmup, peak = steps_of(self.warmup, steps), self.learning_rate
         if warmup >= steps and warmup > 0:
             raise ConfigError(f"optim.warmup: {warmup} steps of warm-up in a run of {steps}")
         if self.ema is not None and not 0.0 <= self.ema < 1.0:
             raise ConfigError(f"optim.ema: {self.ema} is not a decay in [0, 1)")
+        if self.sharpness is not None and not 0.0 < self.sharpness < math.inf:
+            raise ConfigError(f"optim.sharpness: {self.sharpness} is not a distance above 0")
         decay = self.after_warmup(steps, warmup)
         if warmup == 0:
             return decay

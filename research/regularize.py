@@ -21,42 +21,12 @@ import optax
 from research.errors import ConfigError
 from research.metrics import Mean, WeightedSum
 from research.models.transformer import Transformer
+from research.ramps import Constant, Dann, Warm
 from research.tasks.classify import Classify, Pooled
 from research.tasks.embed import Embed
 from research.view import View
 
 Batch = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A factor of 1 from the first step on."""
-
-    def __call__(self, progress: jax.Array) -> jax.Array:
-        return jnp.ones_like(progress)
-
-
-@dataclass(frozen=True)
-class Warm:
-    """A factor that rises in a line to 1 over the first `share` of the run."""
-
-    share: float = 0.1
-
-    def __call__(self, progress: jax.Array) -> jax.Array:
-        return jnp.minimum(progress / self.share, 1.0)
-
-
-@dataclass(frozen=True)
-class Dann:
-    """2 / (1 + exp(-`gamma` p)) - 1 at progress p (Ganin et al., 2016): 0 at first, near 1 soon."""
-
-    gamma: float = 10.0
-
-    def __call__(self, progress: jax.Array) -> jax.Array:
-        return 2.0 / (1.0 + jnp.exp(-self.gamma * progress)) - 1.0
-
-
-Ramp = Constant | Warm | Dann
 
 
 @dataclass(frozen=True)
@@ -74,6 +44,10 @@ class Terms(ABC):
     def __rmul__(self, factor: float) -> Terms:
         """The same with every weight times `factor`."""
 
+    def filled(self, facts: dict[str, Any]) -> Terms:
+        """The same with what it leaves to the data, whose facts these are."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sum(Terms):
@@ -87,6 +61,9 @@ class Sum(Terms):
 
     def __rmul__(self, factor: float) -> Terms:
         return Sum(left=factor * self.left, right=factor * self.right)
+
+    def filled(self, facts: dict[str, Any]) -> Terms:
+        return Sum(left=self.left.filled(facts), right=self.right.filled(facts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +92,28 @@ class Term(Terms):
         if not (0.0 <= self.weight < math.inf):
             raise ConfigError(f"task.terms: {type(self).__name__}.weight is {self.weight}, below 0")
 
+    def wanted(self) -> tuple[str, ...]:
+        """What it needs with its fields as they are."""
+        return self.needs
+
     def check_task(self, task: Any) -> None:
         """Raises ConfigError for a task that the term cannot be meant for."""
 
-    def head(self) -> nn.Module | None:
+    def head(self, task: Any) -> nn.Module | None:
         """A module of the term's own, [..., D] -> [..., C]; its parameters are at `name`."""
         return None
 
+    def carried(self, found: Any) -> dict[str, Any]:
+        """Of what the term found, {leaf of its own: what has it after the step as `moved`}."""
+        return {}
+
+    def details(self, task: Any, found: Any) -> dict[str, Mean]:
+        """Of what the term found, means that are logged under NAME_ and theirs."""
+        return {}
+
     def scores(self, view: View, vectors: jax.Array) -> jax.Array:
         """What the term's own module makes of vectors."""
-        head: Any = self.head()
+        head: Any = self.head(view.task)
         found: jax.Array = head.apply({"params": view.params[self.name]}, vectors)
         return found
 
@@ -136,6 +125,11 @@ class Term(Terms):
 def has_embeddings(task: Any) -> bool:
     """Whether the trunk adds `delta` to its word embeddings."""
     return isinstance(task.backbone, Transformer)
+
+
+def has_layers(task: Any) -> bool:
+    """Whether a pass shows what the trunk's blocks made; parts encoded apart do not."""
+    return has_embeddings(task) and getattr(task, "chunks", 1) == 1
 
 
 def has_vectors(task: Any) -> bool:
@@ -151,14 +145,16 @@ NEEDS: dict[str, tuple[Any, str]] = {
         "labels",
     ),
     "domains": (lambda task, batch: "domains" in batch, "a domain for every example"),
+    "groups": (lambda task, batch: "groups" in batch, "a group for every example (data.group)"),
     "vectors": (lambda task, batch: has_vectors(task), "one vector an example, task.chunks 1"),
+    "layers": (lambda task, batch: has_layers(task), "a Transformer's layers, task.chunks 1"),
     "embeddings": (lambda task, batch: has_embeddings(task), "a Transformer's word embeddings"),
 }
 
 
 class Objective(nn.Module):
-    """The loss of `task` plus that of every term, each a metric under its name; `task_loss` is the
-    task's own. In evaluation it is the task.
+    """The loss of `task` times `task_weight` plus that of every term, each a metric under its name;
+    `task_loss` is the task's own. In evaluation it is the task.
 
     With `report_gradients` every term also has NAME_gradient, the norm of its gradient by all
     parameters before weighting, and NAME_cosine, between that and the gradient of the task's own
@@ -167,7 +163,12 @@ class Objective(nn.Module):
 
     task: nn.Module
     terms: Terms
+    task_weight: float = 1.0
     report_gradients: bool = False
+
+    def about(self, task: nn.Module, facts: dict[str, Any]) -> Objective:
+        """The same about a resolved task, its terms filled from the facts of the data."""
+        return self.clone(task=task, terms=self.terms.filled(facts))
 
     @property
     def backbone(self) -> Any:
@@ -182,8 +183,8 @@ class Objective(nn.Module):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Names of the parameters that are the terms' and not the task's."""
-        return tuple(part.name for part in self.terms.parts() if part.head() is not None)
+        """Names of parameters that are a term's, where it has any, and not the task's."""
+        return tuple(part.name for part in self.terms.parts())
 
     @property
     def whole_batch(self) -> str:
@@ -199,11 +200,13 @@ class Objective(nn.Module):
         """Raises ConfigError for terms that task or data cannot serve."""
         kind, parts = type(self.task).__name__, self.terms.parts()
         names = [type(part).__name__ for part in parts]
+        if not 0.0 <= self.task_weight < math.inf:
+            raise ConfigError(f"task.task_weight is {self.task_weight}, below 0")
         for part, name in zip(parts, names):
             part.check()
             if names.count(name) > 1:
                 raise ConfigError(f"task.terms: {name} is there twice; give it one weight")
-            for need in part.needs:
+            for need in part.wanted():
                 test, what = NEEDS[need]
                 if not test(self.task, batch):
                     raise ConfigError(
@@ -225,17 +228,24 @@ class Objective(nn.Module):
             found: Any = plain.apply({"params": params}, batch, train=False, rngs=keys)
             return dict(found)
         progress = batch["progress"][0, 0] if "progress" in batch else jnp.float32(1.0)
-        view = View(plain, params, batch, keys["noise"], progress)
+        parts = self.terms.parts()
+        inside = any("layers" in part.needs for part in parts)
+        view = View(plain, params, batch, keys["noise"], progress, inside)
         means = dict(view.main.means)
-        main, weights, own = means["loss"], [1.0], {}
-        for part in self.terms.parts():
-            own[part.name] = part(view)
-            weights.append(part.weight)
-        ramps = [part.ramp(progress) for part in self.terms.parts()]
-        losses = [main, *(scaled(mean, r) for mean, r in zip(own.values(), ramps))]
+        own = {part.name: part(view) for part in parts}
+        carried: dict[str, Any] = {}
+        for part, found in zip(parts, own.values()):
+            details = part.details(plain, found).items()
+            means |= {f"{part.name}_{name}": mean for name, mean in details}
+            moved = part.carried(found).items()
+            carried |= {f"{part.name}/{leaf}": value for leaf, value in moved}
+        ramped = [found.scaled(part.ramp(progress)) for part, found in zip(parts, own.values())]
+        weights = [self.task_weight, *(part.weight for part in parts)]
+        loss = WeightedSum.of([means["loss"], *ramped], weights)
+        means |= {"task_loss": means["loss"]} | ({"carried": carried} if carried else {})
         if self.report_gradients:
             means |= self.gradients(view)
-        return means | {"loss": added(losses, weights), "task_loss": main} | own
+        return means | own | {"loss": loss}
 
     def make(self, plain: nn.Module, batch: Batch, keys: dict[str, jax.Array]) -> None:
         """The parameters that the task has alone, at the paths where it has them, and those of the
@@ -244,7 +254,7 @@ class Objective(nn.Module):
         for name, leaves in made.items():
             self.param(name, lambda _, leaves=leaves: leaves)
         for part in self.terms.parts():
-            if (head := part.head()) is not None:
+            if (head := part.head(self.task)) is not None:
                 vectors = plain.apply({"params": made}, batch, method="encode")
                 head.clone(parent=self, name=part.name)(vectors)
 
@@ -267,21 +277,3 @@ class Objective(nn.Module):
             means[f"{part.name}_gradient"] = Mean.of(jnp.sqrt(square))
             means[f"{part.name}_cosine"] = Mean.of(product(own, main) / lengths)
         return means
-
-
-def scaled(mean: Any, factor: jax.Array) -> Any:
-    """A mean, or a weighted sum of means, times a factor."""
-    if isinstance(mean, WeightedSum):
-        return WeightedSum(tuple(scaled(one, factor) for one in mean.means), mean.weights)
-    return Mean(mean.total * factor, mean.count)
-
-
-def added(losses: list[Any], weights: list[float]) -> WeightedSum:
-    """Losses, which may be sums of several themselves, as one weighted sum of means."""
-    means: list[Mean] = []
-    factors: list[float] = []
-    for loss, weight in zip(losses, weights):
-        inner = loss if isinstance(loss, WeightedSum) else WeightedSum((loss,), (1.0,))
-        means += inner.means
-        factors += [weight * factor for factor in inner.weights]
-    return WeightedSum(tuple(means), tuple(factors))

@@ -39,7 +39,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(attention/out|mlp/down)/kernel$", ("tensor", "fsdp")),
     (r"(attention/(query|key|value)|mlp/(up|gate))/bias$", ("tensor",)),
     (r"backbone/(pooler|embed_project|hidden)/kernel$", ("fsdp", "tensor")),
-    (r"(bias|scale)$|backbone/unknown$|attention/kinds$", ()),
+    (r"(bias|scale)$|backbone/unknown$|attention/kinds$|/log_shares$", ()),
     # A recurrent trunk meets its kernels once a token: gathering them each time would cost more.
     (r"block_\d+/(input/|hidden_)kernel$|characters/(letters/table|filters/kernel)$", ()),
     # What a task adds to its trunk is small: only its input side is sharded.

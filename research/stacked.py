@@ -41,7 +41,7 @@ class Gathered:
     def add(self, state: TrainState) -> None:
         """The next state."""
         flat = flatten_dict(state.params, sep="/")
-        frozen = {path: x for path, x in flat.items() if not self.rules[path].learns}
+        frozen = {path: x for path, x in flat.items() if self.rules[path].fixed}
         self.shared = self.shared or frozen
         first = {path: np.asarray(x) for path, x in self.shared.items()}
         found = {path: np.asarray(x) for path, x in frozen.items()}

@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -68,6 +69,15 @@ def abstract_state(
     return abstract, jax.jit(create, out_shardings=shardings, donate_argnums=0)
 
 
+def recalled(state: TrainState, adapt: Strategy, memory: Mapping[str, Any]) -> TrainState:
+    """The state with those leaves that a run's memory decides, and not its steps."""
+    flat = flatten_dict(state.params, sep="/")
+    for path, value in adapt.recalled(memory).items():
+        flat[path] = jax.device_put(np.asarray(value, flat[path].dtype), flat[path].sharding)
+    new: TrainState = state.replace(params=unflatten_dict(flat, sep="/"))  # type: ignore[attr-defined]
+    return new
+
+
 def train_step(
     task: nn.Module,
     tx: optax.GradientTransformationExtraArgs,
@@ -78,6 +88,7 @@ def train_step(
     *,
     microbatches: int = 1,
     ema: float | None = None,
+    sharpness: float | None = None,
     steps: int | None = None,
 ) -> tuple[TrainState, dict[str, Mean]]:
     """One update of what learns, by the gradient of the batch's mean loss.
@@ -85,7 +96,10 @@ def train_step(
     Of a run of `steps` the batch says how much is done: `progress` [B, 1] in [0, 1).
 
     Totals and counts are summed over micro-batches and divided once, so their number does not
-    matter. A step whose loss or gradient is not finite changes nothing but the step count.
+    matter. A step whose loss or gradient is not finite changes nothing but the step count. With
+    `sharpness` the gradient is that of the same batch and noise at `climb`, the means are those at
+    the parameters. What the task says is `carried` over steps by another way than its gradient,
+    {path: what has it as `moved`}, becomes that.
     """
     key = jax.random.fold_in(key, state.step)
     if steps is not None:
@@ -99,27 +113,33 @@ def train_step(
         means: Any = task.apply({"params": tree}, batch, train=True, rngs={"noise": key})
         return means["loss"].share(means["loss"] if whole is None else whole), means
 
-    def gradient(batch: Any, whole: Any = None) -> tuple[Any, dict[str, Any]]:
-        (_, means), grads = jax.value_and_grad(total, has_aux=True)(learning, batch, whole)
-        return grads, means
+    def gradient(learning: Flat) -> tuple[Flat, dict[str, Any]]:
+        def part(batch: Any, whole: Any = None) -> tuple[Any, dict[str, Any]]:
+            (_, means), grads = jax.value_and_grad(total, has_aux=True)(learning, batch, whole)
+            return grads, means
 
-    def loss(batch: Any) -> Any:
-        return total(learning, batch, None)[1]["loss"]
+        def loss(batch: Any) -> Any:
+            return total(learning, batch, None)[1]["loss"]
 
-    if microbatches == 1:
-        sums, means = gradient(batch)
-    else:
-        sums, means = accumulate(gradient, loss, batch, microbatches)
+        return part(batch) if microbatches == 1 else accumulate(part, loss, batch, microbatches)
+
+    sums, means = gradient(learning)
+    carried = means.pop("carried", {})
+    if sharpness is not None:
+        begun = begin(sums, rules, state.step, params)
+        sums, _ = gradient(climb(learning, begun, sharpness))
     count = jnp.maximum(means["loss"].count, 1e-9)
     sums = pull(sums, params, rules, count)
     norm = optax.tree.norm(sums) / count
     finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"].total)
     updates, opt_state = tx.update(sums, state.opt_state, learning, count=count, finite=finite)
-    learned = optax.apply_updates(learning, pace(updates, rules, state.step))
+    updates = begin(pace(updates, rules), rules, state.step, params)
+    learned = optax.apply_updates(learning, updates)
+    moved = {path: jnp.where(finite, x.moved, params[path]) for path, x in carried.items()}
     means |= {"grad_norm": Mean.of(norm), "skipped": Mean.of(1.0 - finite.astype(jnp.float32))}
     new = TrainState(
         step=state.step + 1,
-        params=unflatten_dict(params | learned, sep="/"),
+        params=unflatten_dict(params | learned | moved, sep="/"),
         opt_state=opt_state,
         ema=None if ema is None else average.follow(state.ema, learned, ema, finite),
     )
@@ -165,22 +185,40 @@ def pull(sums: Flat, params: Flat, rules: Mapping[str, Rule], count: jax.Array) 
     }
 
 
-def pace(updates: Flat, rules: Mapping[str, Rule], step: jax.Array) -> Flat:
-    """Updates with the factor of their layer, and zero before the step from which they learn."""
+def climb(learning: Flat, sums: Flat, distance: float | jax.Array) -> Flat:
+    """Parameters `distance` further along their gradients, where a loss is sharp the worst that
+    close by (SAM; Foret et al., 2021). What gradients are still to be divided by does not matter.
+    """
+    length = optax.tree.norm(sums)
+    scale = distance / jnp.where(length > 0, length, 1.0)
+    return {path: x + scale * sums[path] for path, x in learning.items()}
 
-    def along(values: Any, update: jax.Array) -> jax.Array:
-        values = jnp.asarray(values)
-        return values.reshape(values.shape + (1,) * (update.ndim - values.ndim))
 
-    paced = dict(updates)
+def along(values: Any, update: jax.Array) -> jax.Array:
+    """One value, or one a layer, with the rank of an update."""
+    values = jnp.asarray(values)
+    return values.reshape(values.shape + (1,) * (update.ndim - values.ndim))
+
+
+def pace(updates: Flat, rules: Mapping[str, Rule]) -> Flat:
+    """Updates with the factor of their layer."""
+    return {
+        path: update * along(rules[path].layers, update) if rules[path].layers else update
+        for path, update in updates.items()
+    }
+
+
+def begin(updates: Flat, rules: Mapping[str, Rule], step: jax.Array, params: Flat) -> Flat:
+    """Updates, or gradients, with zero for what does not learn yet."""
+    begun = dict(updates)
     for path, update in updates.items():
         rule = rules[path]
-        if rule.layers:
-            paced[path] = paced[path] * along(rule.layers, update)
-        if rule.since:
-            begun = jnp.broadcast_to(step >= along(rule.since, update), update.shape)
-            paced[path] = jnp.where(begun, paced[path], 0.0)
-    return paced
+        if rule.since or rule.stage:
+            due = step >= along(rule.since, update)
+            if rule.stage:
+                due &= params["thawed"] >= along(rule.stage, update)
+            begun[path] = jnp.where(jnp.broadcast_to(due, update.shape), update, 0.0)
+    return begun
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,7 +230,8 @@ def make_step(
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Mean]]:
         rules = adapt.rules(flatten_dict(state.params, sep="/"))
         tx = optim.build(steps, rules)
-        more: Any = {"microbatches": microbatches, "ema": optim.ema, "steps": steps}
+        more: Any = {"microbatches": microbatches, "steps": steps}
+        more |= {"ema": optim.ema, "sharpness": optim.sharpness}
         return train_step(task, tx, rules, state, batch, key, **more)
 
     return Program(step, donate=True)

@@ -44,7 +44,8 @@ def swept(members: Sequence[Config]) -> tuple[str, ...]:
     """The numbers in which resolved configs differ, as paths: ("optim.learning_rate",).
 
     Raises NotReplicatesError for fewer than one config, for names that are not distinct, for what
-    differs beside seeds and floats of `optim` and `adapt`, and for `spikes`, which take back steps.
+    differs beside seeds and floats of `optim` and `adapt`, for `spikes`, which take back steps, and
+    for a strategy that waits for evaluations.
     """
     if not members:
         raise NotReplicatesError("replicates: there are no configs")
@@ -53,6 +54,8 @@ def swept(members: Sequence[Config]) -> tuple[str, ...]:
         raise NotReplicatesError(f"replicates: two are called {twice[0]!r}")
     if members[0].spikes is not None:
         raise NotReplicatesError("replicates share their steps: spikes cannot be taken back of one")
+    if members[0].adapt.watches:
+        raise NotReplicatesError(f"replicates share their state: {members[0].adapt} is of one run")
     told = [dict(flat(configs.describe(member))) for member in members]
     paths = dict.fromkeys(path for one in told for path in one)
     differ = [path for path in paths if any(one.get(path) != told[0].get(path) for one in told)]
@@ -233,6 +236,7 @@ def make_program(
             key,
             microbatches=config.microbatches,
             ema=config.optim.ema,
+            sharpness=config.optim.sharpness,
             steps=config.steps,
         )
         learned = flatten_dict(new.params, sep="/")
@@ -253,7 +257,7 @@ def make_program(
         own, numbers = cut(state["own"], grid.axes()), cut(given["numbers"], grid.axes())
         key = given["key"].reshape(grid.axes(2))
         new, means = mapped(state["shared"], own, batch, key, numbers)
-        means = jax.tree.map(lambda x: x.reshape(grid.count), means)
+        means = jax.tree.map(lambda x: x.reshape(grid.count, *x.shape[len(grid.axes()) :]), means)
         each = [jax.tree.map(lambda x, i=i: x[i], means) for i in range(grid.count)]
         back = jax.tree.map(lambda x, old: x.reshape(old.shape), new, state["own"])
         return {"shared": state["shared"], "own": back}, each

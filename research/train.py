@@ -26,7 +26,7 @@ from research.journal import Clock, Journal, blank, process_age
 from research.metrics import Mean
 from research.runs import RunDirectory, StopSignal
 from research.spikes import Others, SpikeError
-from research.step import TrainState, abstract_state, make_step
+from research.step import TrainState, abstract_state, make_step, recalled
 from research.watchdog import Watchdog
 
 MOST_NONFINITE = 5
@@ -130,7 +130,13 @@ class Loop:
             self.journal.recall(restored.meta["journal"], restored.step)
             self.journal.say(f"resumed at step {restored.step}")
             self.state = restored.state
+            self.recall()
         self.step = int(self.state.step)
+
+    def recall(self) -> None:
+        """Gives the state what the run's memory decides of it, where its strategy has such."""
+        if self.config.adapt.watches:
+            self.state = recalled(self.state, self.config.adapt, self.journal.memory)
 
     def run(self) -> dict[str, Any]:
         """Steps to the end; returns what result.json holds."""
@@ -238,7 +244,10 @@ class Loop:
             self.journal.write(self.step, name, numbers[name])
             metrics |= {f"{name}/{key}": value for key, value in numbers[name].items()}
             details[name] = score.details
-        return self.journal.scored(self.step, metrics, details, self.config.track)
+        best = self.journal.scored(self.step, metrics, details, self.config.track)
+        self.config.adapt.scored(self.journal.memory)
+        self.recall()
+        return best
 
     def model(self, params: Any) -> Model:
         """What evaluators are handed."""

@@ -47,7 +47,8 @@ class Domains(Texts):
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""
         super().check()
-        for name, bad in (("resample", self.resample != 0), ("multilabel", self.multilabel)):
+        told = {"resample": self.resample, "multilabel": self.multilabel, "group": self.group}
+        for name, bad in told.items():
             if bad:
                 raise ConfigError(f"data.{name} is set, which data of two domains cannot have")
 

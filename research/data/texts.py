@@ -32,8 +32,9 @@ class Texts(Dataset):
     examples. Of `train` only `limit` rows are used, or `shots` of each label, drawn by `shot_seed`;
     `resample` draws its labels more evenly (see `labels.draws`), an epoch staying as long. `words`
     adds word numbers to the batches; `weight` names a column of what each row of train weighs in
-    the loss, a number from 0 up; `bytes` adds the slot `bytes` to dev and test, of single
-    texts, for bits a byte. The other fields are those of `Dataset`.
+    the loss, a number from 0 up; `group` names a column of train: its values, ordered as labels
+    are, become the fact and the slot `groups`; `bytes` adds the slot `bytes` to dev and test, of
+    single texts, for bits a byte. The other fields are those of `Dataset`.
     """
 
     text: str = "text"
@@ -45,6 +46,7 @@ class Texts(Dataset):
     multilabel: bool = False
     separator: str = ","
     weight: str | None = None
+    group: str | None = None
     columns: tuple[str, ...] = ()
     quoting: Quoting = "auto"
     long: Literal["truncate", "split"] = "truncate"
@@ -88,6 +90,8 @@ class Texts(Dataset):
         """
         names = self.label_names()
         facts: dict[str, object] = {"labels": names, **self.vocabulary.facts()}
+        if self.group is not None:
+            facts["groups"] = groups_of(self, "train", self.signature("train"))[0]
         if self.label is None:
             return facts
         return facts | labels.facts(labelled_rows(self, "train", self.signature("train"))[1], names)
@@ -167,7 +171,8 @@ class Texts(Dataset):
 @functools.lru_cache(maxsize=8)
 def usable_rows(texts: Texts, split: str, found: Signature) -> Rows:
     """The rows of a split that have their texts."""
-    names = (texts.text, texts.pair, texts.label, texts.weight if split == "train" else None)
+    beside = (texts.weight, texts.group) if split == "train" else ()
+    names = (texts.text, texts.pair, texts.label, *beside)
     need = tuple(name for name in names if name is not None)
     rows = read_rows(
         texts.source(split),
@@ -223,6 +228,8 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
     }
     if texts.weight is not None and split == "train":
         slots["weights"] = labels.weights(rows, texts.weight)[encoded.row_of]
+    if texts.group is not None and split == "train":
+        slots["groups"] = groups_of(texts, split, found)[1][encoded.row_of]
     if texts.bytes and split != "train":
         tokenizer = tokenizer_of(texts.needed_tokenizer())[0]
         slots["bytes"] = byte_counts(rows.column(texts.text), encoded, tokenizer)
@@ -232,6 +239,19 @@ def examples_of(texts: Texts, split: str, found: Signature) -> Examples:
         draws=labels.draws(numbers[encoded.row_of], texts.resample) if resampled else None,
         dropped=len(counted.dropped),
     )
+
+
+def groups_of(texts: Texts, split: str, found: Signature) -> tuple[tuple[str, ...], np.ndarray]:
+    """The groups of the rows that are used, and the number of each row's, int32. Raises DataError
+    for a row without one."""
+    assert texts.group is not None
+    rows = labelled_rows(texts, split, found)[0]
+    cells = [row[texts.group] for row in rows]
+    for i, cell in enumerate(cells):
+        if not cell.strip():
+            raise DataError(f"{rows.where(i)}: {texts.group!r} is empty")
+    names = labels.infer(cells)
+    return names, labels.read(cells, names)[0]
 
 
 @functools.lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ from research.models.spec import Spec
 
 class Context(NamedTuple):
     """What all blocks read: who sees whom, and `near`, the mask [B, T, S] of those within the
-    window; and, known while tracing as a structure is, whether blocks `keep` what they return."""
+    window; and, known while tracing as a structure is, whether blocks `keep` what they make."""
 
     seen: Seen
     near: jax.Array | None
@@ -40,6 +40,16 @@ class Context(NamedTuple):
             whole=self.seen.rows.whole and places is None,
         )
         return self.seen._replace(mask=mask, rows=rows)
+
+
+class Kept(NamedTuple):
+    """What a block makes of B rows: the vectors [B, T, D] that it returns, and of its attention
+    queries [B, T, H, K], keys and values [B, T, G, K] of G groups of heads."""
+
+    vectors: jax.Array
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
 
 
 def chosen(x: Any, places: jax.Array | None) -> Any:
@@ -65,7 +75,7 @@ class Block(nn.Module):
         number: jax.Array,
         past: Past | None,
         places: jax.Array | None = None,
-    ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array | None, Past | None]]:
+    ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[Kept | None, Past | None]]:
         spec, (x, noise) = self.spec, carry
         place = number if self.number is None else self.number
         if noise is not None:
@@ -85,7 +95,7 @@ class Block(nn.Module):
             return layers.choose(bare, y, norm(y))
 
         whole = normed(x) if spec.norm_first else x
-        y, past = attention(whole, context, place, noise, past, places)
+        y, past, heads = attention(whole, context, place, noise, past, places)
         x, noise = chosen(x, places), chosen(noise, places)
         x = x + drop(y, 0x1, "attention_adapter")
         if spec.norm_first:
@@ -94,14 +104,15 @@ class Block(nn.Module):
             x = normed(x)
             x = mlp_norm(x + drop(mlp(x, noise), 0x2, "mlp_adapter"))
         x = activations.constrain_tokens(x) if places is None else sharding.constrain_rows(x)
-        return (x, noise), (None if context.keep is None else x, past)
+        return (x, noise), (None if context.keep is None else Kept(x, *heads), past)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention within each segment: [B, T, D] -> [B, T, D].
 
     With `past`, tokens attend to those before the batch too, and the result holds them all. With
-    `places` [B, P] only these tokens attend, to all: [B, P, D].
+    `places` [B, P] only these tokens attend, to all: [B, P, D]. Queries, keys and values are the
+    last result.
     """
 
     spec: Spec
@@ -115,7 +126,7 @@ class Attention(nn.Module):
         noise: jax.Array | None,
         past: Past | None,
         places: jax.Array | None = None,
-    ) -> tuple[jax.Array, Past | None]:
+    ) -> tuple[jax.Array, Past | None, tuple[jax.Array, jax.Array, jax.Array]]:
         spec, positions = self.spec, context.seen.positions
         width = spec.head_width or spec.width // spec.heads
         bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
@@ -135,6 +146,7 @@ class Attention(nn.Module):
             theta = layers.choose(everywhere, spec.rope_theta, spec.local_theta or spec.rope_theta)
             query = layers.rotate(query, chosen(positions, places), theta, spec.rope_scaling)
             key = layers.rotate(key, positions, theta, spec.rope_scaling)
+        own = (query, key, value)
         query, key, value = (checkpoint_name(x, "attention") for x in (query, key, value))
         if past is not None:
             past = past.extended(key, value)
@@ -149,7 +161,7 @@ class Attention(nn.Module):
         rate = spec.attention_dropout
         y = attend(query, key, value, seen, rate=rate, noise=asking, backend=spec.attention)
         y = checkpoint_name(y.reshape(*y.shape[:-2], spec.heads * width), "attention")
-        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, asking), past
+        return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, asking), past, own
 
 
 class Mlp(nn.Module):

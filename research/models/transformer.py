@@ -24,8 +24,16 @@ from research.models.spec import Spec
 Batch = dict[str, jax.Array]
 
 
+# The collection that holds what a caller wants to see of the blocks: `apply(mutable=[SEEN])`.
+SEEN = "intermediates"
+
+
 class Transformer(Trunk):
-    """Tokens to vectors: batch -> [B, T, D] (Vaswani et al., 2017; Devlin et al., 2019)."""
+    """Tokens to vectors: batch -> [B, T, D] (Vaswani et al., 2017; Devlin et al., 2019).
+
+    Applied with `mutable=[SEEN]` it also leaves there what its blocks made, as `layers`: a Kept of
+    [L + 1, B, T, D] as of the method of that name, and of [L, B, T, H or G, K].
+    """
 
     spec: Spec
 
@@ -79,27 +87,24 @@ class Transformer(Trunk):
     ) -> tuple[jax.Array, Cache | None]:
         """The same of tokens that follow those in `cache`, and the cache with them in it."""
         x, cache, _ = self.stack(*self.vectors(batch, noise), cache, keep=False)
-        x = x[:, : batch["tokens"].shape[1]]
-        return self.final_norm(x) if self.spec.norm_first else x, cache
+        return x[:, : batch["tokens"].shape[1]], cache
 
     def at(self, batch: Batch, places: jax.Array, *, noise: jax.Array | None = None) -> jax.Array:
         """See `Trunk.at`. In the last block the other tokens are keys and values alone, which
-        spares nearly all its products; in a scanned stack blocks are all alike, and it is whole."""
-        if self.spec.scan:
+        spares nearly all its products; in a scanned stack blocks are all alike, and it is whole, as
+        it is where it is to be seen."""
+        if self.spec.scan or self.is_mutable_collection(SEEN):
             return super().at(batch, places, noise=noise)
-        x, _, _ = self.stack(*self.vectors(batch, noise), None, keep=False, places=places)
-        return self.final_norm(x) if self.spec.norm_first else x
+        return self.stack(*self.vectors(batch, noise), None, keep=False, places=places)[0]
 
     def layers(self, batch: Batch, *, noise: jax.Array | None = None) -> jax.Array:
         """The vectors under and above every block: [B, T] tokens -> [L + 1, B, T, D].
 
         The last are those that the trunk returns, after the final norm where it has one.
         """
-        first, batch, noise = self.vectors(batch, noise)
-        x, _, kept = self.stack(first, batch, noise, None, keep=True)
-        last = self.final_norm(x) if self.spec.norm_first else x
-        found = jnp.concatenate([first[None], kept[:-1], last[None]])
-        return found[:, :, : batch["tokens"].shape[1]]
+        kept = self.stack(*self.vectors(batch, noise), None, keep=True)[2]
+        found: jax.Array = kept.vectors[:, :, : batch["tokens"].shape[1]]
+        return found
 
     def vectors(
         self, batch: Batch, noise: jax.Array | None
@@ -133,13 +138,16 @@ class Transformer(Trunk):
         keep: bool,
         places: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, Any]:
-        """All blocks: [B, T, D] -> the same, the cache, and [L, B, T, D] after each where `keep`.
+        """All blocks and the final norm: [B, T, D] -> the same, the cache, and where `keep` what
+        blocks made, a Kept of [L + 1, B, T, D], the first what comes in and the last what goes out,
+        and of [L, B, T, H or G, K].
 
         With `places` [B, P] the last block returns these tokens alone.
 
         Raises ConfigError for a cache beside a learned prompt, whose tokens it would hold twice.
         """
-        spec = self.spec
+        spec, first, seen = self.spec, x, self.is_mutable_collection(SEEN)
+        keep = keep or seen
         if cache is not None and self.has_variable("params", "prompt"):
             raise ConfigError("a trunk with a learned prompt cannot go on from a cache")
         keys = batch if cache is None else cache.beside(batch)
@@ -169,11 +177,18 @@ class Transformer(Trunk):
                 last = places if i == spec.depth - 1 else None
                 carry, after = self.blocks[i](carry, context, jnp.int32(i), before, last)
                 found.append(after)
-            kept = jnp.stack([one for one, _ in found]) if keep else None
+            made = [one for one, _ in found]
+            kept = jax.tree.map(lambda *parts: jnp.stack(parts), *made) if keep else None
             past = tuple(one for _, one in found)
         if cache is not None:
             cache = Cache(past, keys["positions"], keys["segments"])
-        return carry[0], cache, kept
+        last = self.final_norm(carry[0]) if spec.norm_first else carry[0]
+        if keep:
+            vectors = jnp.concatenate([first[None], kept.vectors[:-1], last[None]])
+            kept = kept._replace(vectors=vectors)
+        if seen:
+            self.sow(SEEN, "layers", kept)
+        return last, cache, kept
 
     def pool(self, x: jax.Array) -> jax.Array:
         """The dense layer between one vector an example and a head: [..., D] -> [..., D]."""

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from research.adapt import TRUNK, Leaves, Rule, Strategy
+import jax
+import jax.numpy as jnp
+
+from research.adapt import TRUNK, Flat, Leaves, Rule, Strategy
 from research.errors import ConfigError
 
 SCANNED = "backbone/blocks/"
@@ -66,19 +70,27 @@ class GradualUnfreeze(Strategy):
     """Blocks learn one after the other, from the top down (Howard & Ruder, 2018).
 
     `at`: the step from which each block learns, the top one first; what is left of the trunk, its
-    embeddings included, learns from the last of them. The head learns from step 0. Time and memory
-    are those of the last stage from the first step on: it is one program, gradients and Adam's
-    moments are kept for all that ever learns, so that a block starts with moments that fit it, and
-    only the updates wait.
+    embeddings included, learns from the last of them. Or `patience`: whenever so many evaluations
+    in a row were no better than the best, by the config's `track`, one block more learns, and after
+    the last block the embeddings. The head learns from step 0. Time and memory are those of the
+    last stage from the first step on: it is one program, gradients and Adam's moments are kept for
+    all that ever learns, so that a block starts with moments that fit it; only the updates wait.
     """
 
     single: ClassVar[bool] = True
-    at: tuple[int, ...]
+    at: tuple[int, ...] = ()
+    patience: int | None = None
 
     def check(self, leaves: Leaves) -> None:
         depth = depth_of(leaves, self)
+        if self.patience is not None:
+            if self.at or self.patience < 1:
+                raise ConfigError(f"adapt: {self}: patience is at least 1, and excludes at")
+            return
         if not self.at or list(self.at) != sorted(self.at) or self.at[0] < 0:
-            raise ConfigError(f"adapt: {self}: at is a list of steps in ascending order")
+            raise ConfigError(
+                f"adapt: {self}: at is a list of steps in ascending order, or else set patience"
+            )
         if len(self.at) > depth + 1:
             raise ConfigError(
                 f"adapt: {self}: there are {len(self.at)} steps for {depth} blocks and embeddings"
@@ -87,11 +99,35 @@ class GradualUnfreeze(Strategy):
     def refine(self, rules: dict[str, Rule], leaves: Leaves) -> dict[str, Rule]:
         depth, found = depth_of(leaves, self), {}
         for path, rule in rules.items():
-            levels = levels_of(path, depth)
-            since = tuple(self.step_of(depth - level) for level in levels)
-            found[path] = dataclasses.replace(rule, since=since if len(since) > 1 else since[0])
+            below = [depth - level for level in levels_of(path, depth)]
+            if self.patience is None:
+                found[path] = dataclasses.replace(rule, since=one_or_all(map(self.step_of, below)))
+            else:
+                stages = one_or_all(max(levels + 1, 0) for levels in below)
+                found[path] = dataclasses.replace(rule, stage=stages)
         return found
+
+    def grow(self, leaves: Leaves, rules: Mapping[str, Rule], key: jax.Array) -> Flat:
+        # How many thaws there have been, as data: the program stays the same.
+        return {} if self.patience is None else {"thawed": jnp.zeros(())}
+
+    @property
+    def watches(self) -> bool:
+        return self.patience is not None
+
+    def scored(self, memory: dict[str, Any]) -> None:
+        if self.patience and memory["since_best"] and memory["since_best"] % self.patience == 0:
+            memory["thawed"] = memory.get("thawed", 0) + 1
+
+    def recalled(self, memory: Mapping[str, Any]) -> dict[str, float]:
+        return {} if self.patience is None else {"thawed": float(memory.get("thawed", 0))}
 
     def step_of(self, below: int) -> int:
         """When that which lies `below` the top block by so many levels begins to learn."""
         return 0 if below < 0 else self.at[min(below, len(self.at) - 1)]
+
+
+def one_or_all(values: Iterable[int]) -> int | tuple[int, ...]:
+    """The one value of a plain parameter, or those of a scanned stack's layers."""
+    found = tuple(values)
+    return found if len(found) > 1 else found[0]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from research.adapt import ADDED
+from research.adapt import ADDED, UNREAD
 
 
 def merge(params: Mapping[str, Any]) -> dict[str, Any]:
     """A tree that computes the same without the leaves of LoRA, DoRA and IA3, as numpy arrays; what
-    DecayToInit kept is left out. Adapters, prefixes and prompts are no change of a kernel and stay
-    (see `unmerged`)."""
+    the step alone reads is left out. Adapters, prefixes and prompts are no change of a kernel and
+    stay (see `unmerged`)."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
     for place in [path.removesuffix("kernel") for path in flat if path.endswith("/kernel")]:
         found = {name: flat.pop(f"{place}{name}", None) for name in MERGED}
@@ -23,7 +23,7 @@ def merge(params: Mapping[str, Any]) -> dict[str, Any]:
             flat[f"{place}kernel"] = kernel * out[..., None, :]
             if f"{place}bias" in flat:
                 flat[f"{place}bias"] = flat[f"{place}bias"] * out
-    return unflatten_dict({p: x for p, x in flat.items() if not p.endswith("_start")}, sep="/")
+    return unflatten_dict({p: x for p, x in flat.items() if not UNREAD.search(p)}, sep="/")
 
 
 MERGED = (

@@ -17,15 +17,37 @@ from research.view import View, forward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(Term):
+class Taught(Term):
+    """A term that learns from `teacher`, a run directory whose tokens are those of this task. Its
+    parameters are constants of the compiled step, and it runs without dropout beside every step."""
+
+    teacher: str = ""
+
+    def check(self) -> None:
+        super().check()
+        if not self.teacher:
+            name = type(self).__name__
+            raise ConfigError(f"task.terms: {name}.teacher is not set; expected a run directory")
+
+    def check_task(self, task: Any) -> None:
+        """Raises ConfigError for a teacher of another vocabulary."""
+        sizes = [getattr(one.backbone, "spec", None) for one in (load(self.teacher)[0], task)]
+        told, own = (getattr(spec, "vocab_size", 0) for spec in sizes)
+        if told != own:
+            raise ConfigError(
+                f"task.terms: {type(self).__name__}.teacher {self.teacher} reads {told} tokens, "
+                f"but this trunk {own}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Taught):
     """KL from the teacher's softmax to the student's, both at `temperature`, times its square
     (Hinton et al., 2015). Needs no label: every example counts.
 
-    `teacher` is a run directory whose labels and tokens are those of this task. Its parameters are
-    constants of the compiled step, and it runs without dropout beside every step.
+    The labels of the `teacher` are those of this task.
     """
 
-    teacher: str = ""
     temperature: float = 2.0
 
     name: ClassVar[str] = "distill"
@@ -35,23 +57,16 @@ class Distill(Term):
         super().check()
         if self.temperature <= 0.0:
             raise ConfigError(f"task.terms: Distill.temperature is {self.temperature}, not above 0")
-        if not self.teacher:
-            raise ConfigError("task.terms: Distill.teacher is not set; expected a run directory")
 
     def check_task(self, task: Any) -> None:
         """Raises ConfigError for a teacher of other labels or another vocabulary."""
+        super().check_task(task)
         teacher, _ = load(self.teacher)
         labels = getattr(teacher, "labels", None)
         if labels != task.labels:
             raise ConfigError(
                 f"task.terms: Distill.teacher {self.teacher} tells {labels}, but this task "
                 f"{task.labels}"
-            )
-        sizes = [one.backbone.spec.vocab_size for one in (teacher, task)]
-        if sizes[0] != sizes[1]:
-            raise ConfigError(
-                f"task.terms: Distill.teacher {self.teacher} reads {sizes[0]} tokens, but this "
-                f"trunk {sizes[1]}"
             )
 
     def __call__(self, view: View) -> Mean:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,8 @@ from research.divergences import coral, mmd
 from research.metrics import Mean
 from research.models import layers
 from research.models.layers import Dense
-from research.regularize import Constant, Dann, Term, Warm
+from research.ramps import Constant, Dann, Warm
+from research.regularize import Term
 from research.view import View
 
 NEEDS = ("vectors", "domains")
@@ -49,7 +50,7 @@ class DomainAdversarial(Term):
     name: ClassVar[str] = "domain_adversarial"
     needs: ClassVar[tuple[str, ...]] = NEEDS
 
-    def head(self) -> nn.Module:
+    def head(self, task: Any) -> nn.Module:
         return DomainHead(self.hidden, self.domains)
 
     def __call__(self, view: View) -> Mean:

@@ -18,7 +18,8 @@ from research import initialize
 from research.adapt import Full
 from research.errors import ConfigError
 from research.optim import Optim
-from research.regularize import Constant, Dann, Objective, Warm
+from research.ramps import Constant, Dann, Warm
+from research.regularize import Objective
 from research.sharding import MeshSpec
 from research.step import init_state, train_step
 from research.tasks.regress import Regress
