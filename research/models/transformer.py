@@ -146,8 +146,8 @@ class Transformer(Trunk):
 
         Raises ConfigError for a cache beside a learned prompt, whose tokens it would hold twice.
         """
-        spec, first, seen = self.spec, x, self.is_mutable_collection(SEEN)
-        keep = keep or seen
+        spec, first, asked = self.spec, x, self.is_mutable_collection(SEEN)
+        keep = keep or asked
         if cache is not None and self.has_variable("params", "prompt"):
             raise ConfigError("a trunk with a learned prompt cannot go on from a cache")
         keys = batch if cache is None else cache.beside(batch)
@@ -186,7 +186,7 @@ class Transformer(Trunk):
         if keep:
             vectors = jnp.concatenate([first[None], kept.vectors[:-1], last[None]])
             kept = kept._replace(vectors=vectors)
-        if seen:
+        if asked:
             self.sow(SEEN, "layers", kept)
         return last, cache, kept
 

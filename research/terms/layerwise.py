@@ -1,4 +1,4 @@
-"""Distillation of what lies inside a trunk: hidden states, attention scores, relations of tokens."""
+"""Distillation of what lies inside a trunk: hidden states, attention, relations of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from research.divergences import kl
 from research.errors import ConfigError
 from research.metrics import Mean
-from research.models import layers
+from research.models import attention
 from research.models.block import Kept
 from research.models.layers import Dense
 from research.models.transformer import Transformer
@@ -210,4 +210,4 @@ def real(view: View) -> jax.Array:
 
 def seen(view: View) -> jax.Array:
     """Which tokens attend to which: bool [B, T, T]."""
-    return layers.attention_mask(view.batch, causal=view.task.backbone.spec.causal)
+    return attention.attention_mask(view.batch, causal=view.task.backbone.spec.causal)
