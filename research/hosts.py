@@ -36,15 +36,14 @@ def joined(
     asks the launcher (see `launched`). All but the first print nothing. Raises ConfigError for
     values that cannot go together. To be entered before JAX has met its devices.
     """
-    given = {
-        "coordinator": coordinator or os.environ.get("GRAFT_COORDINATOR"),
-        "processes": number("GRAFT_PROCESSES", processes),
-        "process": number("GRAFT_PROCESS", process),
-    }
-    if given["processes"] == 1 or (set(given.values()) == {None} and not launched()):
+    coordinator = coordinator or os.environ.get("GRAFT_COORDINATOR")
+    processes = number("GRAFT_PROCESSES", processes)
+    process = number("GRAFT_PROCESS", process)
+    told = {coordinator, processes, process} != {None}
+    if processes == 1 or not (told or launched()):
         yield
         return
-    meet(**given)
+    meet(coordinator, processes, process)
     with contextlib.ExitStack() as stack:
         if not first():
             silent = stack.enter_context(Path(os.devnull).open("w"))
@@ -121,8 +120,9 @@ def add_up(values: np.ndarray) -> Any:
     """The sum over all processes of arrays of one shape; it is not waited for."""
     if alone():
         return values
-    where, total = adding()
-    with jax.set_mesh(where.mesh):
+    mesh, total = adding()
+    where = NamedSharding(mesh, PartitionSpec("process"))
+    with jax.set_mesh(mesh):
         return total(jax.make_array_from_process_local_data(where, values[None]))
 
 
@@ -135,16 +135,13 @@ def whole(array: jax.Array) -> np.ndarray:
 
 
 @functools.cache
-def adding() -> tuple[NamedSharding, Any]:
-    """Where the values of each process lie, and the program that adds them."""
+def adding() -> tuple[Mesh, Any]:
+    """A mesh with an axis of processes, and the program that adds along it."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     grid = np.array(devices).reshape(jax.process_count(), -1)
     mesh = Mesh(grid, ("process", "device"), axis_types=(AxisType.Auto,) * 2)
     whole = NamedSharding(mesh, PartitionSpec())
-    return (
-        NamedSharding(mesh, PartitionSpec("process")),
-        jax.jit(lambda x: x.sum(0), out_shardings=whole),
-    )
+    return mesh, jax.jit(lambda x: x.sum(0), out_shardings=whole)
 
 
 def gathered(value: Any) -> list[Any]:

@@ -97,6 +97,7 @@ def open_training(config: Config, mesh: Mesh) -> Any:
     """The training stream of a resolved config, laid out for the mesh and for what a step cuts its
     rows into: micro-batches, or a task's own `chunks`. Raises ConfigError for examples that the
     trunk has no tables for."""
+    share = sharding.share(mesh)
     pieces = config.microbatches * getattr(served(config.task), "chunks", 1)
     batches = config.data.open(
         "train",
@@ -104,7 +105,7 @@ def open_training(config: Config, mesh: Mesh) -> Any:
         steps=config.steps,
         seed=config.seed if config.data_seed is None else config.data_seed,
         multiple=sharding.row_shards(mesh) * pieces,
-        host=sharding.share(mesh)[:2],
+        host=(share.index, share.count),
     )
     check_tables(getattr(config.task, "backbone", None), batches.examples.encoded)
     return batches

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -155,7 +155,8 @@ def abstract_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]
     }
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """Which of `count` equal shares of a batch's rows lies on a process's devices, and whether it
     is the process to be asked about them: those of a tensor axis hold the same."""
 
@@ -171,7 +172,7 @@ def share(mesh: Mesh) -> Share:
         return Share(0, 1, True)
     shards = row_shards(mesh)
     held: dict[int, set[int]] = {}
-    where = NamedSharding(mesh, PartitionSpec(ROWS)).devices_indices_map((shards,))
+    where: Any = NamedSharding(mesh, PartitionSpec(ROWS)).devices_indices_map((shards,))
     for device, (rows,) in where.items():
         held.setdefault(device.process_index, set()).update(range(*rows.indices(shards)))
     me = jax.process_index()

@@ -208,17 +208,10 @@ class Batches:
         chosen = self.examples_of(step)
         row, start = self.plan.place(self.lengths[chosen], self.examples.begins[chosen])
         shape = self.plan.shape(row)
-        index, count = self.host
-        share = shape[0] // count
+        index, share = self.host[0], shape[0] // self.host[1]
         mine = row // share == index
-        return fill(
-            self.examples,
-            chosen[mine],
-            row[mine] - index * share,
-            start[mine],
-            (share, *shape[1:]),
-            words=self.arrangement.words,
-        )
+        own = (chosen[mine], row[mine] - index * share, start[mine], (share, *shape[1:]))
+        return fill(self.examples, *own, words=self.arrangement.words)
 
 
 def check(
