@@ -45,7 +45,8 @@ def config():
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """One workload with its settings, in a folder of its own; `target` is a score to reach."""
+    """One workload with its settings, in a folder of its own; `target` is a score to reach, `cold`
+    does without warm starts."""
 
     workload: Workload | Pretraining | Encoding
     config: Config
@@ -53,6 +54,7 @@ class Bench:
     rival_python: str
     folder: Path
     target: float | None = None
+    cold: bool = False
 
     @functools.cached_property
     def lengths(self) -> Any:
@@ -66,7 +68,7 @@ class Bench:
 
     def ours(self, seed: int) -> Figures:
         """A process with empty caches, and the same once more with those it filled."""
-        return twice(lambda start: self.workload.ours(self, seed, start)) | {
+        return self.starts(lambda start: self.workload.ours(self, seed, start)) | {
             "library": "jax",
             "dtype": compute_dtype(self.config.task.backbone.spec.dtype).name,
         }
@@ -90,7 +92,18 @@ class Bench:
                 found["target_seconds"] = reached[0] if reached else None
             return found
 
-        return twice(once)
+        return self.starts(once)
+
+    def starts(self, once: Callable[[str], Figures]) -> Figures:
+        """The figures of a cold start, with those of a warm one that depend on it."""
+        found = once("cold")
+        if self.cold:
+            return found
+        again = once("warm")
+        for name in ("first_step_seconds", "total_seconds", "target_seconds"):
+            if name in found:
+                found[f"warm_{name}"] = again[name]
+        return found
 
     @functools.cache  # noqa: B019
     def products(self, library: str, dtype: str, seed: int) -> float:
@@ -102,15 +115,6 @@ class Bench:
             return machine.products(*shape, dtype)
         script = [self.rival_python, str(RIVALS / "torch_products.py"), *map(str, shape), dtype]
         return float(json.loads(call(script, {})[0].splitlines()[-1])["gflops"])
-
-
-def twice(once: Callable[[str], Figures]) -> Figures:
-    """The figures of a cold start, with those of a warm one that depend on it."""
-    found, again = once("cold"), once("warm")
-    for name in ("first_step_seconds", "total_seconds", "target_seconds"):
-        if name in found:
-            found[f"warm_{name}"] = again[name]
-    return found
 
 
 def evaluate_every(config: Config) -> int:
@@ -127,6 +131,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rivals", default="default", help=f"of {', '.join(SETTINGS)}")
     parser.add_argument("--rival-python", default=sys.executable, help="a Python with torch")
     parser.add_argument("--target", type=float, help="a score on dev: how long until it is reached")
+    parser.add_argument("--cold", action="store_true", help="no warm starts: half the time")
     parser.add_argument("--strict", action="store_true", help="refuse a busy machine")
     parser.add_argument("--profile", action="store_true", help="no rival: what our step spends")
     parser.add_argument("--to", help="the folder for what is found")
@@ -169,7 +174,15 @@ def prepare(options: Any, given: list[str], folder: Path) -> Bench:
     config = initialize.resolve(write(10**9))
     if options.target is not None:
         write(evaluate_every(config))
-    return Bench(workload, config, overrides, options.rival_python, folder, options.target)
+    return Bench(
+        workload,
+        config,
+        overrides,
+        options.rival_python,
+        folder,
+        target=options.target,
+        cold=options.cold,
+    )
 
 
 def rounds(
