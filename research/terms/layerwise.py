@@ -1,4 +1,4 @@
-"""Distillation of what lies inside a trunk: hidden states, attention scores, relations of tokens."""
+"""Distillation of what lies inside a trunk: hidden states, attention, relations of tokens."""
 
 from __future__ import annotations
 
