@@ -36,7 +36,8 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
                 "parameters": math.prod(leaf.shape),
                 "learns": rule.learns,
                 "multiplier": multiplier(rule) if rule.learns else 0.0,
-                "since": since(rule) if rule.learns else None,
+                "since": top(rule.since) if rule.learns and not rule.stage else None,
+                "stage": top(rule.stage) if rule.learns else None,
                 "decay": config.optim.weight_decay if rule.learns and rule.decays else 0.0,
                 "added": bool(ADDED.search(path)),
                 "sharding": list(spec),
@@ -66,9 +67,9 @@ def multiplier(rule: Rule) -> float:
     return rule.multiplier * (rule.layers[-1] if rule.layers else 1.0)
 
 
-def since(rule: Rule) -> int:
-    """The step from which a parameter learns; of a scanned stack, its top layer."""
-    return rule.since if isinstance(rule.since, int) else rule.since[-1]
+def top(when: int | tuple[int, ...]) -> int:
+    """When a parameter begins to learn; of a scanned stack, its top layer."""
+    return when if isinstance(when, int) else when[-1]
 
 
 def flops_per_token(rows: list[dict[str, Any]], spec: Any, tokens: int) -> float:
