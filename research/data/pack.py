@@ -124,10 +124,10 @@ def plan(
 
     T is `row_length`, or else the multiple of 8 that costs least; up to `shapes` values of B, each
     divisible by `multiple`, are chosen to pad the fewest rows. The shapes of a short run are
-    rounded up (see `coarse`), so that other seeds of it have the same and are not compiled. Where `steps` are only a sample,
-    `every` holds the lengths of all examples there are, and up to two more shapes are added, the
-    last of which takes any step of as many examples as the largest in the sample. Raises
-    ConfigError where an example is longer than `row_length`.
+    rounded up (see `coarse`), so that other seeds of it have the same and are not compiled. Where
+    `steps` are only a sample, `every` holds the lengths of all examples there are, and up to two
+    more shapes are added, the last of which takes any step of as many examples as the largest in
+    the sample. Raises ConfigError where an example is longer than `row_length`.
     """
     longest = max(int(lengths.max()) for lengths in steps)
     if every is not None:
