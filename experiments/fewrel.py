@@ -54,7 +54,7 @@ def fewrel(
         half = len(order) // 2
         known, unseen = (
             run.write(
-                f"fewrel/{part}-{seed}.jsonl", [r for g in some for r in groups[g][:instances]]
+                f"fewrel-{part}-{seed}.jsonl", [r for g in some for r in groups[g][:instances]]
             )
             for part, some in (("known", order[:half]), ("unseen", order[half:]))
         )

@@ -54,7 +54,7 @@ class Episodes(Probe):
         if self.ways < 2 or len(counts) < self.ways or counts.min() < most + self.queries:
             raise ConfigError(
                 f"evals: {self.name} draws {self.ways} classes of {most} + {self.queries} "
-                f"examples, but {self.split} has {len(counts)} classes, one of {counts.min()} examples"
+                f"examples, but {self.split} has {len(counts)} classes, one of {counts.min()}"
             )
 
     def __call__(self, model: Model) -> Scores:
