@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from research import initialize
+from research.adapt import Strategy
 from research.data.formats import Row
 from research.data.sources import read_rows
 from research.data.texts import Texts
 from research.errors import ConfigError
 from research.evaluate import HeldOut
+from research.strategies import Frozen, Full
 from research.study.runner import Runner
 
 # Without a threshold tuned on it.
@@ -83,6 +86,21 @@ def cut(
     )
     other = run.write(f"{source.name}-held.jsonl", rest[:held]) if held else ""
     return dataclasses.replace(source, data=data), other
+
+
+def upper(init_from: str, top: int | None) -> Strategy:
+    """Of the trunk of `init_from` only the last `top` blocks learn, None for all of it.
+
+    Two blocks of six cost half a step's products and none of the optimizer's work on the
+    vocabulary: what lets a study say something in minutes.
+    """
+    if top is None:
+        return Full()
+    depth = initialize.trunk_of(init_from).spec.depth
+    if not 0 < top <= depth:
+        raise ConfigError(f"top: is {top}, but {init_from} has {depth} blocks")
+    lower = tuple(f"^backbone/block_{i}/" for i in range(depth - top))
+    return Full() | Frozen(("^backbone/embed", *lower))
 
 
 def labels_first(rows: list[Row], label: str) -> list[Row]:

@@ -1,11 +1,13 @@
-"""How many labels does a pre-trained trunk save? Eight ways to learn from k rows of each label.
+"""How many labels does a pre-trained trunk save? Ten ways to learn from k rows of each label.
 
     launch.py study experiments/few_shot.py --init-from DIR --data "banking77;TRAIN;DEV" ...
     ... --words "0=terrible,1=great"                 with a prompt too, where DIR has a masked LM
-    ... --small                                      one task, two seeds, k = 4: minutes
+    ... --relations val_wiki.json                    with relations that nobody has been taught
+    ... --small                     one task, three seeds, k = 8, two blocks learn: minutes
 
-Fine-tuning, LoRA, BitFit, a linear head, a ridge probe and nearest neighbours on the trunk as it
-is, contrastive pairs and then a ridge (SetFit, Tunstall et al., 2022, whose head is a logistic
+Fine-tuning, LoRA, BitFit, a linear head; a ridge probe, nearest neighbours and prototypes (the
+nearest class mean, Snell et al., 2017) on the trunk as it is, and prototypes on the fine-tuned one;
+contrastive pairs and then a ridge (SetFit, Tunstall et al., 2022, whose head is a logistic
 regression), and the word at a mask (Schick & Schütze, 2021; Gao et al., 2021, whose seeds the
 default ones are). All see the same k rows of a seed, and none sees others. DIR: any BERT directory.
 """
@@ -14,16 +16,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 
-from experiments.corpora import ON_DEV, Corpus, corpus, cut, fewest
+from experiments.corpora import ON_DEV, Corpus, corpus, cut, fewest, upper
+from experiments.fewrel import FROZEN, fewrel
 from research import initialize, runs
 from research.config import Config
 from research.data import labels
 from research.data.pairs import Pairs
 from research.data.sources import read_rows
 from research.evaluators.probes import Neighbours, Ridge
+from research.evaluators.prototypes import Prototypes
 from research.models import pretrained
 from research.optim import Optim
 from research.strategies import BitFit, Full, HeadOnly, LoRA, Strategy
@@ -36,6 +41,7 @@ from research.tasks.prompt import Prompt, verbalise
 
 PLAIN, HEAD, PAIRS, PROMPT = "fine-tuning", "head only", "pairs, then ridge", "prompt"
 RIDGE, NEIGHBOURS = "ridge probe", "nearest neighbours"
+MEANS, TUNED_MEANS = "prototypes", "prototypes, fine-tuned"
 TRAINED: dict[str, tuple[Strategy, float]] = {
     PLAIN: (Full(), 1e-4),
     "LoRA": (LoRA(rank=8), 1e-3),
@@ -54,15 +60,20 @@ def study(
     dev: int | None = None,
     steps: int = 200,
     pair_steps: int = 100,
+    relations: str = "",
+    instances: int = 100,
+    top: int | None = None,
     words: str = "",
     template: str = "It was [MASK]. {}",
     small: bool = False,
 ) -> Page:
     """`shots` rows of each label; where a label of a task has fewer, that task is left out there.
-    `words`: "label=word,..." makes the arm with a prompt, on tasks with these labels."""
+    `words`: "label=word,..." makes the arm with a prompt, on tasks with these labels. `relations`:
+    FewRel's file, of whose relations `instances` each are taken. What is fine-tuned as a whole
+    learns in its last `top` blocks, None for all."""
     if small:
-        data, seeds, shots, dev = data[:1], seeds[:2], shots[:1], min(dev or 200, 200)
-        steps, pair_steps = min(steps, 20), min(pair_steps, 10)
+        data, seeds, shots, dev = data[:1], seeds[:3], shots[:2][-1:], min(dev or 300, 300)
+        steps, pair_steps, instances, top = min(steps, 30), min(pair_steps, 20), 40, top or 2
     said = dict(part.split("=") for part in words.split(",") if part)
     all_arms = []
     for given in data:
@@ -75,23 +86,28 @@ def study(
                 texts = dataclasses.replace(source.data, shots=k, shot_seed=seed)
                 drawn = dataclasses.replace(source, data=texts)
                 for name in TRAINED:
-                    trained(run, arms, one(drawn, name, init_from, steps), name, k)
-                config = pairs(run, drawn, init_from, pair_steps)
+                    trained(run, arms, one(drawn, name, init_from, steps, top), name, k)
+                config = pairs(run, drawn, init_from, pair_steps, top)
                 arms.add(PAIRS, f"{k}", run(config).metrics["ridge/accuracy"])
                 if asked is not None:
                     task, train, held = asked
                     config = dataclasses.replace(
-                        one(drawn, PROMPT, init_from, steps),
+                        one(drawn, PROMPT, init_from, steps, top),
                         task=task,
                         data=dataclasses.replace(texts, train=train, dev=held),
                     )
                     arms.add(PROMPT, f"{k}", run(config).metrics["dev/accuracy"])
-    return PLANNED if run.dry else page(run, all_arms)
+    episodes = None
+    if relations:
+        given_to_all: dict[str, Any] = {"seeds": seeds, "instances": instances, "steps": steps}
+        episodes = fewrel(run, relations, init_from, **given_to_all, top=top)
+    return PLANNED if run.dry else page(run, all_arms, episodes)
 
 
-def one(drawn: Corpus, name: str, init_from: str, steps: int) -> Config:
+def one(drawn: Corpus, name: str, init_from: str, steps: int, top: int | None) -> Config:
     """A run on the drawn rows, evaluated once, at its end."""
     adapt, rate = TRAINED.get(name, TRAINED[PLAIN])
+    adapt = upper(init_from, top) if adapt == Full() else adapt
     seed = drawn.data.shot_seed
     return Config(
         name=f"{drawn.name}/{name.replace(' ', '-')}-{drawn.data.shots}-{seed}",
@@ -111,18 +127,23 @@ def one(drawn: Corpus, name: str, init_from: str, steps: int) -> Config:
 
 def trained(run: Runner, arms: Arms, config: Config, name: str, k: int) -> None:
     """A run of cross entropy; that of the head alone leaves the trunk as it is, so that its run is
-    asked by the probes as well."""
+    asked by the probes as well, and fine-tuning by prototypes."""
+    if name == PLAIN:
+        config = dataclasses.replace(config, evals=(*ON_DEV, Prototypes()))
     if name == HEAD:
-        probes = (Ridge(), Neighbours(count=min(5, k)))
+        probes = (Ridge(), Neighbours(count=min(5, k)), Prototypes())
         config = dataclasses.replace(config, evals=(*ON_DEV, *probes))
     metrics = run(config).metrics
     arms.add(name, f"{k}", metrics["dev/accuracy"])
+    if name == PLAIN:
+        arms.add(TUNED_MEANS, f"{k}", metrics["prototypes/accuracy"])
     if name == HEAD:
+        arms.add(MEANS, f"{k}", metrics["prototypes/accuracy"])
         arms.add(RIDGE, f"{k}", metrics["ridge/accuracy"])
         arms.add(NEIGHBOURS, f"{k}", metrics["neighbours/accuracy"])
 
 
-def pairs(run: Runner, drawn: Corpus, init_from: str, steps: int) -> Config:
+def pairs(run: Runner, drawn: Corpus, init_from: str, steps: int, top: int | None) -> Config:
     """A run in which pairs of the drawn rows learn to be near, of one label, or far; then a ridge.
 
     Each row has eight partners of its label and eight of others, drawn by the seed.
@@ -149,7 +170,7 @@ def pairs(run: Runner, drawn: Corpus, init_from: str, steps: int) -> Config:
         score_range=(0.0, 1.0),
         max_length=texts.max_length,
     )
-    config = one(drawn, PAIRS.replace(",", ""), init_from, steps)
+    config = one(drawn, PAIRS.replace(",", ""), init_from, steps, top)
     return dataclasses.replace(
         config,
         task=CosineRegression(pool="mean"),
@@ -187,7 +208,7 @@ def speaks(init_from: str) -> bool:
     return str(built[0]).endswith(("ForMaskedLM", "ForPreTraining"))
 
 
-def page(run: Runner, all_arms: list[Arms]) -> Page:
+def page(run: Runner, all_arms: list[Arms], episodes: Arms | None) -> Page:
     """Each task by itself: scores and curves over labels, tests against fine-tuning."""
     blocks: list[Block] = [
         Heading("Result"),
@@ -207,6 +228,14 @@ def page(run: Runner, all_arms: list[Arms]) -> Page:
         if len(at) > 1:
             blocks.append(arms.curve(arms.metric, "labels a class", at, "Mean ± sd over seeds."))
         blocks.append(arms.tests(f"{arms.metric}: each minus {PLAIN}, paired by seed", rivals))
+    if episodes is not None:
+        rivals = [(name, FROZEN) for name in episodes.arms if name != FROZEN]
+        blocks += [
+            Heading("Relations that none has seen"),
+            Text("The spread is over seeds, which draw the relations to learn from and to tell."),
+            episodes.table(episodes.metric),
+            episodes.tests(f"Each minus {FROZEN!r}, paired by seed", rivals),
+        ]
     seeds = max(len(values) for arms in all_arms for values in arms.scores.values())
     return Page(
         "Few shots: how many labels does a trunk save?",

@@ -28,13 +28,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Model:
-    """A task with its parameters, and the data it may be asked about."""
+    """A task with its parameters, and the data it may be asked about.
+
+    `known` is what evaluators have computed of it, by what was asked, for each other.
+    """
 
     task: nn.Module
     params: Any
     data: Any
     mesh: Mesh
     stop: Callable[[], bool] = lambda: False
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def open(self, split: str, batch_size: int) -> Any:
         """A split in its order, laid out for this mesh. Raises ConfigError for examples that the

@@ -221,7 +221,8 @@ def begin(updates: Flat, rules: Mapping[str, Rule], step: jax.Array, params: Fla
     return begun
 
 
-@functools.lru_cache(maxsize=8)
+# A study goes through its arms in turn, seed by seed: with fewer, each would be traced every time.
+@functools.lru_cache(maxsize=32)
 def make_step(
     task: nn.Module, optim: Optim, adapt: Strategy, steps: int, microbatches: int
 ) -> Program:

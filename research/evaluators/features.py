@@ -21,11 +21,16 @@ def borrow(data: Any, model: Model) -> Any:
 
 
 def encode(model: Model, batches: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """float32 [N, D] in the order of the examples, and their slots.
+    """float32 [N, D] in the order of the examples, and their slots; of several evaluators that ask
+    for the same vectors of a model the first computes them.
 
     Raises ConfigError for a task without `encode`.
     """
     if not hasattr(model.task, "encode"):
         raise ConfigError(f"evals: {type(model.task).__name__} has no encode, so no vectors")
-    _, outputs = forward(model, batches, means=False, method="encode")
-    return np.asarray(outputs["vectors"], np.float32), outputs
+    asked = f"vectors of {batches.fingerprint}"
+    if asked not in model.known:
+        _, outputs = forward(model, batches, means=False, method="encode")
+        model.known[asked] = np.asarray(outputs["vectors"], np.float32), outputs
+    found: tuple[np.ndarray, dict[str, Any]] = model.known[asked]
+    return found
