@@ -176,7 +176,9 @@ def encoding(folder: Path) -> turns.Bench:
     model = write_bert(folder, texts, 80)
     (folder / "texts.txt").write_text("\n".join(texts))
     given = ["--init-from", str(model), "--data.train", str(folder / "texts.txt")]
-    options = SimpleNamespace(workload="embed", target=None, cold=False, rival_python=sys.executable)
+    options = SimpleNamespace(
+        workload="embed", target=None, cold=False, rival_python=sys.executable
+    )
     bench = turns.prepare(options, [*given, "--batch-size", "7"], folder)
     bench.workload.write(bench.config, folder, 1)
     return bench
