@@ -62,7 +62,7 @@ def test_attention_dropout_keeps_its_share_and_is_independent():
 def test_masks_of_layers_sites_examples_and_steps_are_independent(monkeypatch):
     spec = dataclasses.replace(BERT, width=128, dropout=0.4, depth=3)
     batch = layouts.layout([[text] for text in layouts.examples([12] * 8, vocab_size=V)], 12)
-    task = Classify(backbone=Transformer(spec), labels=("a", "b"), dropout=0.4)
+    task = Classify(backbone=Transformer(spec), labels=("a", "b"), dropout=0.4, pool="mean")
     params = random_params(task, train=False)
     original = layers.dropout
 
