@@ -74,7 +74,7 @@ def note_ids(file: Path) -> None:
 
 
 def child(told: Path, ends: Any, arguments: list[str], devices: int) -> int:
-    """Forks a process that runs `launch.py train`; what it prints goes to the file `told`."""
+    """Forks a process that runs `launch.py`; what it prints goes to the file `told`."""
     pid = os.fork()
     if pid:
         return pid
@@ -85,7 +85,7 @@ def child(told: Path, ends: Any, arguments: list[str], devices: int) -> int:
     note_ids(told.with_suffix(f"{told.suffix}.ids"))
     if ends is not None:
         end_at(*ends)
-    sys.exit(launch.main(["train", *arguments]))
+    sys.exit(launch.main(arguments))
 
 
 def scenario(
@@ -102,10 +102,13 @@ def scenario(
     of all and `odd` of the last."""
     port, pids = free_port(), []
     for process in range(processes):
-        arguments = [str(folder / "tiny.py"), "--workdir", str(folder / (workdir or name)), *more]
+        arguments = ["train", str(folder / "tiny.py"), *more]
+        arguments += ["--workdir", str(folder / (workdir or name))]
         arguments += ["--processes", str(processes), "--process", str(process)]
         arguments += ["--coordinator", f"localhost:{port}"]
         arguments += odd if process == processes - 1 else ()
+        if name == "replayed":
+            arguments = ["replay", str(folder / "infinite" / "tiny")]
         end = ends[1:] if ends is not None and ends[0] == process else None
         pids.append(child(folder / f"{name}.{process}", end, arguments, 2 // processes))
     ended, codes = [], {}
@@ -140,6 +143,7 @@ def main() -> None:
         "no_data": {"processes": 2, "odd": ("--data.train", absent)},
         "full": {"processes": 2, "ends": (1, 3, full)},
         "infinite": {"processes": 2, "more": ("--optim.learning-rate", "1e38")},
+        "replayed": {"processes": 1},
     }
     for name in sys.argv[2:]:
         scenario(folder, name, **known[name])
