@@ -84,8 +84,8 @@ def parts(
                 and re.search(rf"\bindex={number}\b", user.attributes)
             ]
             name = taken[0] if len(taken) == 1 else ""
-        kept = module.slice_of(computation, name) if name else None
-        scatters = kept is not None and math.isclose(kept * group, shape.bytes)
+        kept = module.slices_of(computation, name) if name else None
+        scatters = bool(kept) and all(math.isclose(one * group, shape.bytes) for one in kept or ())
         sort = "reduce-scatter" if scatters else "all-reduce"
         yield Collective(sort, (shape,), group, times, source)
 
@@ -94,7 +94,7 @@ def group_size(attributes: str, devices: int) -> int:
     """How many chips of `devices` take part in each group of a collective."""
     if "source_target_pairs=" in attributes:
         return devices
-    if mesh := re.search(r"replica_groups=[@\w]*mesh\[(.*?)\] \{(.*?)\}", attributes):
+    if mesh := re.search(r"replica_groups=[@\w]*mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)

@@ -120,35 +120,35 @@ class Module:
         numbers = [one.attributes for one in bounds if one.opcode == "constant"]
         return int(numbers[0]) if numbers and numbers[0].isdigit() else 1
 
-    def slice_of(self, computation: Computation, name: str) -> float | None:
-        """Bytes of the slices that are all that is read of a value; None where more is."""
-        users, total = computation.users.get(name, []), 0.0
+    def slices_of(self, computation: Computation, name: str) -> list[float] | None:
+        """Bytes of each slice where slices are all that is read of a value; None where more is."""
+        users, sizes = computation.users.get(name, []), list[float]()
         if not users or computation.instructions[name].root:
             return None
         for user in users:
             if user.opcode in ("dynamic-slice", "slice") and user.operands[0] == name:
-                found: float | None = sum(shape.bytes for shape in user.shapes)
+                found: list[float] | None = [sum(shape.bytes for shape in user.shapes)]
             elif user.opcode in ("bitcast", "copy", "convert", "reshape", "transpose"):
-                found = self.slice_of(computation, user.name)
+                found = self.slices_of(computation, user.name)
             elif user.opcode in ("fusion", "call") and user.called:
-                found = self.slice_within(user, name)
+                found = self.slices_within(user, name)
             else:
                 found = None
             if found is None:
                 return None
-            total += found
-        return total
+            sizes += found
+        return sizes
 
-    def slice_within(self, user: Instruction, name: str) -> float | None:
+    def slices_within(self, user: Instruction, name: str) -> list[float] | None:
         """The same of an operand of a fusion or a call."""
-        inner, total = self.computations[user.called[0]], 0.0
+        inner, sizes = self.computations[user.called[0]], list[float]()
         for number, operand in enumerate(user.operands):
             if operand == name:
-                found = self.slice_of(inner, inner.parameters[number].name)
+                found = self.slices_of(inner, inner.parameters[number].name)
                 if found is None:
                     return None
-                total += found
-        return total
+                sizes += found
+        return sizes
 
 
 def split(text: str) -> Iterator[tuple[str, list[str], bool]]:

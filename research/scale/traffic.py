@@ -36,9 +36,9 @@ def moved(module: Module, computation: Computation, one: Instruction) -> float:
     total = sum(shape.bytes for shape in one.shapes if shape.hbm)
     for name in dict.fromkeys(one.operands):
         made = computation.instructions[name]
-        slices = module.slice_within(one, name) if one.opcode == "fusion" else None
+        slices = module.slices_within(one, name) if one.opcode == "fusion" else None
         whole = sum(shape.bytes for shape in made.shapes if shape.hbm)
-        total += whole if slices is None else min(whole, slices)
+        total += whole if slices is None else min(whole, sum(slices))
     return total
 
 
