@@ -7,6 +7,8 @@
                     [--dry-run]                               its arms and their cost, untrained
     launch.py reproduce REPORT ROW                            one run of a study, made again
     launch.py show FILE [OVERRIDES]                           the audit, without training
+    launch.py plan FILE --topology v5e-256 [--to FILE]        the step on chips that are not here:
+                   [OVERRIDES]                                memory, collectives, time predicted
     launch.py evaluate RUN [--split SPLIT] [--data FILE]      scores of a finished run
                        [--data.FIELD VALUE]                   the file's columns, ...
     launch.py predict RUN [--input FILE|-] [--output FILE]    texts in, JSON lines (or .npy) out
@@ -30,11 +32,12 @@ storage, 7 data, 143 told to stop after saving.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
-from research.command import models, runs, tokenizers
+from research.command import models, runs, scale, tokenizers
 from research.errors import ConfigError, GraftError
 
 VERBS = {
@@ -44,6 +47,7 @@ VERBS = {
         runs.study,
         runs.reproduce,
         runs.show,
+        scale.plan,
         models.evaluate,
         models.predict,
         models.generate,
@@ -57,7 +61,7 @@ VERBS = {
 }
 HELP: tuple[list[str], ...] = ([], ["-h"], ["--help"])
 # Their other options are those of a file.
-FILES = (["train"], ["study"], ["show"])
+FILES = (["train"], ["study"], ["show"], ["plan"])
 
 
 def main(arguments: list[str]) -> int:
@@ -69,6 +73,8 @@ def main(arguments: list[str]) -> int:
         if arguments[0] not in VERBS:
             raise ConfigError(f"no verb {arguments[0]!r}; there are {', '.join(VERBS)}")
         set_up_jax()
+        if arguments[0] == "plan":
+            stay_on_cpu(scale.simulated(arguments[1:]))
         VERBS[arguments[0]](arguments[1:])
     except GraftError as error:
         print(f"graft: {error}", file=sys.stderr)
@@ -92,6 +98,17 @@ def set_up_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # It would take SIGTERM, which runs answer themselves.
     jax.config.update("jax_enable_preemption_service", False)
+
+
+def stay_on_cpu(devices: int | None) -> None:
+    """Has JAX start on the CPU, whatever accelerator there is, as so many devices of it."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    # Where it has started already, it says so: its devices are what there is.
+    with contextlib.suppress(RuntimeError):
+        if devices is not None:
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def with_kept_memory() -> None:

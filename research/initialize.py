@@ -121,7 +121,7 @@ def abstract_params(task: nn.Module, batch: Any, mesh: Mesh, adapt: Strategy = F
     computed. Raises ConfigError for a strategy that this tree cannot be meant by."""
     shapes = jax.eval_shape(lambda b: initialize(task, b, jax.random.key(0)), batch)
     leaves = flatten_dict(shapes, sep="/")
-    added = jax.eval_shape(adapt.growth, leaves, jax.random.key(0))
+    added = jax.eval_shape(lambda flat: adapt.growth(flat, jax.random.key(0)), leaves)
     adapt.rules(leaves | added)
     grown = unflatten_dict(leaves | added, sep="/")
     if added:

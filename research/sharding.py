@@ -33,7 +33,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(v_row|v_col)/|(^|/)ns_coeffs$", ()),
     # What strategies add is small.
     (r"/(lora_|ia3_|prefix_|prompt$|\w+_adapter/)", ()),
-    (r"(embed|embed_positions|embed_types|unembed)/table$", ("tensor", "fsdp")),
+    # Few rows: to split them would cost a sum of activations over `tensor`.
+    (r"(embed_positions|embed_types)/table$", (None, "fsdp")),
+    (r"(embed|unembed)/table$", ("tensor", "fsdp")),
     (r"attention/(query|key|value|relative)/kernel$", ("fsdp", "tensor")),
     (r"mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
     (r"(attention/out|mlp/down)/kernel$", ("tensor", "fsdp")),
@@ -102,6 +104,40 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty or batch_shards(x.shape[0]) == 1:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
+def constrain_width(x: jax.Array) -> jax.Array:
+    """Spreads the last axis of `x`, [B, ..., D], over `fsdp`, and its rows over `data` alone.
+
+    So the rows of a table that is spread likewise are found, and their gradients added up, where
+    they lie: [B, ..., D] moves between devices, and the table [V, D] never does.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1 or x.ndim < 2 or x.shape[-1] % mesh.shape["fsdp"]:
+        return x
+    rows = "data" if x.shape[0] % row_shards(mesh) == 0 else None
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, *(None,) * (x.ndim - 2), "fsdp"))
+
+
+def copies(x: jax.Array) -> jax.Array | None:
+    """x [B, ...] once for each shard of `tensor`, [S, B, ...]; None where there is one shard.
+
+    Products that read their own shard's copy have gradients that are added up on the shard, so that
+    shards meet once however many products there are (`f` of Shoeybi et al., 2019).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else mesh.shape["tensor"]
+    if shards == 1:
+        return None
+    rows = ROWS if batch_shards(x.shape[0]) > 1 else None
+    many = jax.numpy.broadcast_to(x[None], (shards, *x.shape))
+    return jax.lax.with_sharding_constraint(many, PartitionSpec("tensor", rows))
+
+
+def platform() -> str:
+    """What the mesh in force is made of ("cpu", "gpu", "tpu"), and JAX's own choice without one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -130,15 +130,17 @@ class Attention(nn.Module):
         spec, positions = self.spec, context.seen.positions
         width = spec.head_width or spec.width // spec.heads
         bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
-        asking = chosen(noise, places)
+        asking, copies = chosen(noise, places), sharding.copies(x)
 
-        def heads(name: str, count: int, x: jax.Array, noise: jax.Array | None) -> jax.Array:
-            y = Dense(count * width, bias, spec.dtype, name=name)(x, noise)
+        def heads(name: str, count: int, places: jax.Array | None = None) -> jax.Array:
+            dense = Dense(count * width, bias, spec.dtype, name=name)
+            own = copies if places is None else None
+            y = dense(chosen(x, places), chosen(noise, places), own)
             return y.reshape(*y.shape[:-1], count, width)
 
-        query = heads("query", spec.heads, chosen(x, places), asking)
-        key = heads("key", spec.kv_heads or spec.heads, x, noise)
-        value = heads("value", spec.kv_heads or spec.heads, x, noise)
+        query = heads("query", spec.heads, places)
+        key = heads("key", spec.kv_heads or spec.heads)
+        value = heads("value", spec.kv_heads or spec.heads)
         if spec.qk_norm:
             query, key = spec.make_norm("query_norm")(query), spec.make_norm("key_norm")(key)
         everywhere = spec.is_global(number)
@@ -172,12 +174,13 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         spec = self.spec
-        y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise)
+        copies = sharding.copies(x) if spec.gated else None
+        y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise, copies)
         y = checkpoint_name(y, "mlp")
         # Exact gelu in bfloat16 is many times slower than in float32 on a CPU.
         activate = ACTIVATIONS[spec.activation]
         if spec.gated:
-            gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x, noise)
+            gate = Dense(spec.hidden, spec.bias, spec.dtype, name="gate")(x, noise, copies)
             gate = checkpoint_name(gate, "mlp")
             y = activate(gate.astype(jnp.float32)).astype(y.dtype) * y
         else:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from research import sharding
 from research.models import grafts
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -42,7 +43,7 @@ def compute_dtype(dtype: Dtype) -> jnp.dtype:
     """What matrix products run in: "auto" is bfloat16 on accelerators and float32 on a CPU, where
     XLA's bfloat16 backward pass is slower than float32."""
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
     return jnp.dtype(dtype)
 
 
@@ -94,10 +95,27 @@ def dropout(x: jax.Array, rate: float | jax.Array, noise: jax.Array | None) -> j
     return jnp.where(bits >= jnp.asarray(bound, jnp.uint32), kept, jnp.zeros((), x.dtype))
 
 
+def product(
+    x: jax.Array, kernel: jax.Array, copies: jax.Array | None, dtype: jnp.dtype
+) -> jax.Array:
+    """x W in `dtype`, summed in float32: [..., D] by [D, F] -> [..., F]; from the `copies` of x,
+    [S, ..., D], where S divides F, as the kernel's axes do then."""
+    kernel = kernel.astype(dtype)
+    if copies is None or kernel.shape[1] % copies.shape[0]:
+        y = jnp.matmul(x.astype(dtype), kernel, preferred_element_type=jnp.float32)
+        return y.astype(dtype)
+    split = kernel.reshape(kernel.shape[0], copies.shape[0], -1)
+    y = jnp.einsum(
+        "s...d,dsf->...sf", copies.astype(dtype), split, preferred_element_type=jnp.float32
+    )
+    return y.reshape(*x.shape[:-1], kernel.shape[1]).astype(dtype)
+
+
 class Dense(nn.Module):
     """y = x W + b, over the last axis: [..., D] -> [..., features].
 
-    `noise` drops the input of a low-rank term that has a dropout (see strategies/lora.py).
+    `noise` drops the input of a low-rank term that has a dropout (see strategies/lora.py). Layers
+    with one input may be given its `copies` (see `sharding.copies`), [S, ..., D].
     """
 
     features: int
@@ -106,13 +124,14 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = keep_variance
 
     @nn.compact
-    def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, noise: jax.Array | None = None, copies: jax.Array | None = None
+    ) -> jax.Array:
         dtype = compute_dtype(self.dtype)
-        x = grafts.scaled(self, "ia3_in", x)
+        if self.has_variable("params", "ia3_in"):
+            x, copies = grafts.scaled(self, "ia3_in", x), None
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = jnp.matmul(
-            x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
-        ).astype(dtype)
+        y = product(x, kernel, copies, dtype)
         if self.has_variable("params", "lora_a"):
             y = grafts.low_rank(self, self.dropped(x, noise), y, kernel)
         if self.bias:
@@ -171,7 +190,8 @@ class Embedding(nn.Module):
         self.table = self.param("table", unit, (self.rows, self.features))
 
     def __call__(self, indices: jax.Array) -> jax.Array:
-        return jnp.take(self.table, indices, axis=0).astype(compute_dtype(self.dtype))
+        found = jnp.take(self.table, indices, axis=0).astype(compute_dtype(self.dtype))
+        return sharding.constrain_width(found)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., rows]: the inner product with every row of the table."""

@@ -96,13 +96,26 @@ def gumbel(noise: jax.Array, words: int) -> jax.Array:
     return -jnp.log(-jnp.log(uniform))
 
 
-def gather_width(table: jax.Array) -> jax.Array:
-    """The table whole along its width: gathered once here rather than once a tile."""
+def place(table: jax.Array, width: str | None) -> jax.Array:
+    """A table [V, D] (or its gradient) with its words over `tensor` and its width over an axis."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
         return table
     words = "tensor" if table.shape[0] % mesh.shape["tensor"] == 0 else None
-    return lax.with_sharding_constraint(table, PartitionSpec(words, None))
+    whole = width is None or table.shape[1] % mesh.shape[width] > 0
+    return lax.with_sharding_constraint(table, PartitionSpec(words, None if whole else width))
+
+
+@jax.custom_vjp
+def gather_width(table: jax.Array) -> jax.Array:
+    """The table whole along its width: gathered once here rather than once a tile. Its gradient is
+    spread over `fsdp` as it is added up: a constraint's own gradient would be whole everywhere."""
+    return place(table, None)
+
+
+gather_width.defvjp(
+    lambda table: (gather_width(table), None), lambda _, slope: (place(slope, "fsdp"),)
+)
 
 
 def logits(x: jax.Array, table: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -181,7 +194,7 @@ def scan_backward(saved: Any, slopes: Scored) -> tuple[Any, ...]:
 
     tiles = (x, labels, log_z, slopes.nll, slopes.log_z)
     (by_table, by_bias), by_x = lax.scan(step, zeros, tiles)
-    by_words = jnp.sum(by_table, axis=0).astype(table.dtype)
+    by_words = place(jnp.sum(by_table, axis=0).astype(table.dtype), "fsdp")
     return by_x, by_words, None if bias is None else jnp.sum(by_bias, axis=0), None
 
 
