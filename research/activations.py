@@ -73,8 +73,16 @@ def constrain_shards(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec((*rows, "sequence")))
 
 
-def platform() -> str:
-    """What the mesh in force is made of, or else JAX's default: "cpu", "gpu" or "tpu"."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    name: str = jax.default_backend() if device is None else device.platform
-    return "gpu" if name in ("cuda", "rocm") else name
+def copies(x: jax.Array) -> jax.Array | None:
+    """x [B, T, D] once for each shard of `tensor`, [S, B, T, D]; None where there is one shard.
+
+    Products that read their own shard's copy have gradients that are added up on the shard, so that
+    shards meet once however many products there are (`f` of Shoeybi et al., 2019).
+    """
+    shards = int(jax.sharding.get_abstract_mesh().shape.get("tensor", 1))
+    if shards == 1:
+        return None
+    rows = sharding.ROWS if sharding.batch_shards(x.shape[0]) > 1 else None
+    tokens = "sequence" if sequence_shards(x.shape[1]) > 1 else None
+    many = jnp.broadcast_to(x[None], (shards, *x.shape))
+    return jax.lax.with_sharding_constraint(many, PartitionSpec("tensor", rows, tokens))

@@ -119,25 +119,11 @@ def constrain_width(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, *(None,) * (x.ndim - 2), "fsdp"))
 
 
-def copies(x: jax.Array) -> jax.Array | None:
-    """x [B, ...] once for each shard of `tensor`, [S, B, ...]; None where there is one shard.
-
-    Products that read their own shard's copy have gradients that are added up on the shard, so that
-    shards meet once however many products there are (`f` of Shoeybi et al., 2019).
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else mesh.shape["tensor"]
-    if shards == 1:
-        return None
-    rows = ROWS if batch_shards(x.shape[0]) > 1 else None
-    many = jax.numpy.broadcast_to(x[None], (shards, *x.shape))
-    return jax.lax.with_sharding_constraint(many, PartitionSpec("tensor", rows))
-
-
 def platform() -> str:
-    """What the mesh in force is made of ("cpu", "gpu", "tpu"), and JAX's own choice without one."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else str(device.platform)
+    """What the mesh in force is made of, or else JAX's default: "cpu", "gpu" or "tpu"."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    name: str = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research import activations
+from research import activations, sharding
 from research.errors import ConfigError
 from research.models import kernels
 from research.models.layers import mix, scramble
@@ -123,7 +123,7 @@ def attend(
 def preferred(query: jax.Array, rows: Rows, dropped: bool) -> Backend:
     """What "auto" is for a call: a kernel where rows are long and it honours all, else `xla`."""
     if query.shape[1] > SHORT:
-        for backend in PREFERRED.get(activations.platform(), ()):
+        for backend in PREFERRED.get(sharding.platform(), ()):
             if refusal(backend, query, rows, dropped) is None:
                 return backend
     return "xla"
@@ -133,7 +133,7 @@ def refusal(backend: Backend, query: jax.Array, rows: Rows, dropped: bool) -> st
     """Why a kernel cannot do a call, as the end of a sentence; None where it can."""
     if backend == "xla":
         return None
-    here, where = activations.platform(), NEEDS[backend]
+    here, where = sharding.platform(), NEEDS[backend]
     if here != where:
         return f"it runs on a {where}, and this is a {here}"
     if dropped:

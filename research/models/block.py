@@ -130,7 +130,7 @@ class Attention(nn.Module):
         spec, positions = self.spec, context.seen.positions
         width = spec.head_width or spec.width // spec.heads
         bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
-        asking, copies = chosen(noise, places), sharding.copies(x)
+        asking, copies = chosen(noise, places), activations.copies(x)
 
         def heads(name: str, count: int, places: jax.Array | None = None) -> jax.Array:
             dense = Dense(count * width, bias, spec.dtype, name=name)
@@ -174,7 +174,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         spec = self.spec
-        copies = sharding.copies(x) if spec.gated else None
+        copies = activations.copies(x) if spec.gated else None
         y = Dense(spec.hidden, spec.bias, spec.dtype, name="up")(x, noise, copies)
         y = checkpoint_name(y, "mlp")
         # Exact gelu in bfloat16 is many times slower than in float32 on a CPU.

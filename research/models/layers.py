@@ -115,7 +115,7 @@ class Dense(nn.Module):
     """y = x W + b, over the last axis: [..., D] -> [..., features].
 
     `noise` drops the input of a low-rank term that has a dropout (see strategies/lora.py). Layers
-    with one input may be given its `copies` (see `sharding.copies`), [S, ..., D].
+    with one input may be given its `copies` (see `activations.copies`), [S, ..., D].
     """
 
     features: int

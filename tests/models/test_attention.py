@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_trunks import LLAMA, PACKED, PADDED, random_params
 
-from research import activations
+from research import activations, sharding
 from research.errors import ConfigError
 from research.models import attention, kernels
 from research.models.attention import Rows, Seen, attend, attention_mask, refusal
@@ -147,14 +147,14 @@ def test_what_cudnn_is_told_is_a_loop_over_examples(causal, window) -> None:
     check(run, LONE_ROWS, causal, window)
 
 
-@pytest.mark.skipif(activations.platform() != "gpu", reason="cuDNN runs on NVIDIA GPUs alone")
+@pytest.mark.skipif(sharding.platform() != "gpu", reason="cuDNN runs on NVIDIA GPUs alone")
 @pytest.mark.parametrize(("causal", "window"), [o for o in ORDERS if o != (False, 5)])
 def test_cudnn_is_a_loop_over_examples_on_a_gpu(causal, window) -> None:
     check(by_name("cudnn", causal, window, jnp.bfloat16), LONE_ROWS, causal, window, atol=0.05)
 
 
 @pytest.mark.skipif(
-    activations.platform() != "gpu" or importlib.util.find_spec("tokamax") is None,
+    sharding.platform() != "gpu" or importlib.util.find_spec("tokamax") is None,
     reason="tokamax's kernels run on NVIDIA GPUs, where it is installed",
 )
 @pytest.mark.parametrize(("causal", "window"), ORDERS)
@@ -162,7 +162,7 @@ def test_tokamax_is_a_loop_over_examples_on_a_gpu(causal, window) -> None:
     check(by_name("tokamax", causal, window, jnp.bfloat16), PACKED_ROWS, causal, window, atol=0.05)
 
 
-@pytest.mark.skipif(activations.platform() != "tpu", reason="compiled splash runs on TPUs alone")
+@pytest.mark.skipif(sharding.platform() != "tpu", reason="compiled splash runs on TPUs alone")
 @pytest.mark.parametrize(("causal", "window"), ORDERS)
 def test_splash_is_a_loop_over_examples_on_a_tpu(causal, window) -> None:
     check(by_name("splash", causal, window, jnp.bfloat16), PACKED_ROWS, causal, window, atol=0.05)
@@ -196,7 +196,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the dispatcher believe in a platform and in a mesh."""
 
     def on(platform: str, parts: int = 1) -> None:
-        monkeypatch.setattr(activations, "platform", lambda: platform)
+        monkeypatch.setattr(sharding, "platform", lambda: platform)
         monkeypatch.setattr(activations, "sequence_shards", lambda tokens=0: parts)
 
     return on
