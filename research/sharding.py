@@ -110,9 +110,7 @@ def constrain_width(x: jax.Array) -> jax.Array:
     if mesh.empty or mesh.shape["fsdp"] == 1 or x.ndim < 2 or x.shape[-1] % mesh.shape["fsdp"]:
         return x
     rows = "data" if x.shape[0] % row_shards(mesh) == 0 else None
-    return jax.lax.with_sharding_constraint(
-        x, PartitionSpec(rows, *(None,) * (x.ndim - 2), "fsdp")
-    )
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, *(None,) * (x.ndim - 2), "fsdp"))
 
 
 def copies(x: jax.Array) -> jax.Array | None:

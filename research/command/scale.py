@@ -65,7 +65,9 @@ def told(found: dict[str, Any], chip: Chip) -> str:
         f"{chip.hbm / 2**30:.0f}: {fits}",
         f"operations a step: {found['flops']:.4g} in products, recomputed ones included",
         "",
-        Table("Sent by each chip a step, MB", ("kind", "program", "minimum"), tuple(sent)).to_text(),
+        Table(
+            "Sent by each chip a step, MB", ("kind", "program", "minimum"), tuple(sent)
+        ).to_text(),
         f"predicted, ms: compute {times['compute'] * 1e3:.3f}, memory {times['memory'] * 1e3:.3f}, "
         f"links {times['links'] * 1e3:.3f}; a step {times['overlapped'] * 1e3:.3f} to "
         f"{times['serial'] * 1e3:.3f}, bound by {times['bound']}",

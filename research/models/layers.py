@@ -17,6 +17,7 @@ from jax import lax
 
 from research import sharding
 from research.models import grafts
+from research.models.products import product
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -93,22 +94,6 @@ def dropout(x: jax.Array, rate: float | jax.Array, noise: jax.Array | None) -> j
     bound = round(rate * 2**32) if isinstance(rate, float) else rate * 2.0**32
     kept = x * jnp.asarray(1.0 / (1.0 - rate), x.dtype)
     return jnp.where(bits >= jnp.asarray(bound, jnp.uint32), kept, jnp.zeros((), x.dtype))
-
-
-def product(
-    x: jax.Array, kernel: jax.Array, copies: jax.Array | None, dtype: jnp.dtype
-) -> jax.Array:
-    """x W in `dtype`, summed in float32: [..., D] by [D, F] -> [..., F]; from the `copies` of x,
-    [S, ..., D], where S divides F, as the kernel's axes do then."""
-    kernel = kernel.astype(dtype)
-    if copies is None or kernel.shape[1] % copies.shape[0]:
-        y = jnp.matmul(x.astype(dtype), kernel, preferred_element_type=jnp.float32)
-        return y.astype(dtype)
-    split = kernel.reshape(kernel.shape[0], copies.shape[0], -1)
-    y = jnp.einsum(
-        "s...d,dsf->...sf", copies.astype(dtype), split, preferred_element_type=jnp.float32
-    )
-    return y.reshape(*x.shape[:-1], kernel.shape[1]).astype(dtype)
 
 
 class Dense(nn.Module):

@@ -108,9 +108,7 @@ def plan(config: Config, chip: Chip, count: int) -> dict[str, Any]:
         "parameters": sum(int(np.prod(shape)) for shape, _ in work.parameters.values()),
         "memory": held | {"fits": held["total"] <= chip.hbm},
         "flops": step.flops,
-        "collectives": {
-            kind: {"bytes": sent[kind], "minimum": least[kind]} for kind in sent
-        },
+        "collectives": {kind: {"bytes": sent[kind], "minimum": least[kind]} for kind in sent},
         "seconds": times | predicted(times),
         "growth": growth(work, step.mesh, times, sum(least.values())),
         "compile_seconds": step.seconds,
@@ -130,7 +128,7 @@ def work_of(step: Step) -> Work:
         spec=spec,
         rows=rows / sharding.row_shards(step.mesh),
         tokens=tokens,
-        # A task of language modelling scores a share of the tokens; others have labels of their own.
+        # A task of language modelling scores a share of the tokens; others have their labels.
         scored=0.0 if hasattr(task, "labels") else getattr(task, "rate", 1.0),
         itemsize=itemsize,
         microbatches=step.config.microbatches,
@@ -140,7 +138,9 @@ def work_of(step: Step) -> Work:
 def memory(step: Step) -> dict[str, float]:
     """Bytes on one chip: of parameters, of what else a state holds, and what the step takes
     besides; `aliased` is what of the state is changed in place."""
-    size = {name: held(getattr(step.state, name)) for name in ("params", "opt_state", "ema", "step")}
+    size = {
+        name: held(getattr(step.state, name)) for name in ("params", "opt_state", "ema", "step")
+    }
     stats = step.compiled.memory_analysis()
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     return {
@@ -163,8 +163,8 @@ def held(tree: Any) -> float:
 
 
 def predicted(times: dict[str, float]) -> dict[str, Any]:
-    """The step's seconds where everything overlaps, and where nothing is sent meanwhile (a roofline;
-    Williams et al., 2009); and which of the three is the longest."""
+    """The step's seconds where everything overlaps, and where nothing is sent meanwhile (a
+    roofline; Williams et al., 2009); and which of the three is the longest."""
     return {
         "overlapped": max(times.values()),
         "serial": max(times["compute"], times["memory"]) + times["links"],
@@ -172,9 +172,7 @@ def predicted(times: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def growth(
-    work: Work, mesh: Mesh, times: dict[str, float], least: float
-) -> list[dict[str, float]]:
+def growth(work: Work, mesh: Mesh, times: dict[str, float], least: float) -> list[dict[str, float]]:
     """Weak scaling, predicted: the same rows a chip on more chips, by the axis of rows that is the
     larger. What is sent grows as its minimum does; nothing overlaps, and links are all alike."""
     shape = {axis: int(size) for axis, size in mesh.shape.items()}

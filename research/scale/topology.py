@@ -43,7 +43,5 @@ def sides(count: int, dimensions: int) -> tuple[int, ...]:
     """The most even sides of a slice, ascending: 256 in 2 is (16, 16), 32 in 3 is (2, 4, 4)."""
     if dimensions == 1:
         return (count,)
-    side = next(
-        s for s in range(round(count ** (1 / dimensions) + 1e-9), 0, -1) if count % s == 0
-    )
+    side = next(s for s in range(round(count ** (1 / dimensions) + 1e-9), 0, -1) if count % s == 0)
     return tuple(sorted((side, *sides(count // side, dimensions - 1))))
