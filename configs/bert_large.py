@@ -1,7 +1,7 @@
 """BERT-large from scratch by masked language modelling on packed blocks (Devlin et al., 2019).
 
     launch.py train configs/bert_large.py --data.train 'corpus/*.txt.gz' --data.dev held-out.txt
-    launch.py plan configs/bert_large.py --topology v5e-16            what that takes; no data needed
+    launch.py plan configs/bert_large.py --topology v5e-16            what it takes; no data needed
 
 Device: a slice of accelerators; --batch-size is over all of them. 336M parameters and their
 optimizer state are 5.4 GB, so that every chip holds them (--mesh.data -1). Corpora of BERT's size

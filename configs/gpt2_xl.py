@@ -1,7 +1,7 @@
 """GPT-2 XL, 1.5 billion parameters, from scratch on packed blocks of 1,024 (Radford et al., 2019).
 
     launch.py train configs/gpt2_xl.py --data.train 'corpus/*.jsonl.gz' --data.dev held-out.jsonl
-    launch.py plan configs/gpt2_xl.py --topology v5e-16               what that takes; no data needed
+    launch.py plan configs/gpt2_xl.py --topology v5e-16               what it takes; no data needed
 
 Device: a slice of accelerators. Parameters and optimizer state are 25 GB, spread over the axis
 `fsdp`; more chips go to `data` (--mesh.data -1 --mesh.fsdp 16). The published model was trained on

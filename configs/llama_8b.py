@@ -1,7 +1,7 @@
 """Llama 3's 8 billion parameters, trained on packed blocks of 4,096 (Llama Team, 2024).
 
     launch.py train configs/llama_8b.py --init-from DIR --data.tokenizer DIR --data.train 'corpus/*'
-    launch.py plan configs/llama_8b.py --topology v5p-64              what that takes; no data needed
+    launch.py plan configs/llama_8b.py --topology v5p-64              what it takes; no data needed
 
 Device: a slice of accelerators. Parameters and optimizer state are 129 GB, spread over the axis
 `fsdp`; blocks are computed anew in the backward pass. Without --init-from it starts from scratch,

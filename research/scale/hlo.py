@@ -11,7 +11,7 @@ from dataclasses import dataclass
 BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 CALLS = re.compile(r"(?:calls|body|condition|to_apply|branch_computations|called_computations)=")
 NAMES = re.compile(r"%([\w.\-]+)")
-# A layout's S(1) says that the value is kept on the chip itself, where no bandwidth of HBM is spent.
+# A layout's S(1) says that a value is kept on the chip itself, where no bandwidth is spent.
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
 
@@ -166,8 +166,10 @@ def split(text: str) -> Iterator[tuple[str, list[str], bool]]:
 
 
 def instruction(line: str) -> Instruction:
-    """`  ROOT %name = f32[2,3]{1,0} opcode(%a, %b), attribute=...` as an Instruction. Of a parameter
-    and a constant, what is in parentheses is all of `attributes`."""
+    """`  ROOT %name = f32[2,3]{1,0} opcode(%a, %b), attribute=...` as an Instruction.
+
+    Of a parameter and a constant, what is in parentheses is all of `attributes`.
+    """
     left, rest = line.split(" = ", 1)
     made, rest = balanced(rest) if rest.startswith("(") else rest.split(" ", 1)
     opcode, rest = rest.strip().split("(", 1)

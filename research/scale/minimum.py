@@ -60,11 +60,12 @@ def minimum(work: Work, mesh: Any) -> dict[str, float]:
         if "fsdp" in axes:
             gathers = work.gathers(path) * work.microbatches
             found["all-gather"] += gathers * size * work.itemsize * share(fsdp)
-            if path.endswith("/embed/table"):
-                # The vectors go to the tokens, and their gradients back.
-                found["all-to-all"] += 2 * work.vectors * share(fsdp)
             size = size if learns else 0.0
-            found["reduce-scatter"] += size * width * share(fsdp)
+            if path.endswith("/embed/table"):
+                # The vectors go to the tokens, and their gradients back to where the table is.
+                found["all-to-all"] += (1 + learns) * work.vectors * share(fsdp)
+            if gathers or not path.endswith("/embed/table"):
+                found["reduce-scatter"] += size * width * share(fsdp)
             found["all-reduce"] += 2 * size / fsdp * width * share(data)
         elif learns:
             found["all-reduce"] += 2 * size * width * share(data * fsdp)

@@ -128,7 +128,7 @@ def work_of(step: Step) -> Work:
         spec=spec,
         rows=rows / sharding.row_shards(step.mesh),
         tokens=tokens,
-        # A task of language modelling scores a share of the tokens; others have labels of their own.
+        # A task of language modelling scores a share of the tokens; others have their labels.
         scored=0.0 if hasattr(task, "labels") else getattr(task, "rate", 1.0),
         itemsize=itemsize,
         microbatches=step.config.microbatches,
@@ -163,8 +163,8 @@ def held(tree: Any) -> float:
 
 
 def predicted(times: dict[str, float]) -> dict[str, Any]:
-    """The step's seconds where everything overlaps, and where nothing is sent meanwhile (a roofline;
-    Williams et al., 2009); and which of the three is the longest."""
+    """The step's seconds where everything overlaps, and where nothing is sent meanwhile (a
+    roofline; Williams et al., 2009); and which of the three is the longest."""
     return {
         "overlapped": max(times.values()),
         "serial": max(times["compute"], times["memory"]) + times["links"],

@@ -43,7 +43,7 @@ def moved(module: Module, computation: Computation, one: Instruction) -> float:
 
 
 def updated(module: Module, computation: Computation, one: Instruction) -> float | None:
-    """Bytes that a kernel puts into an array that stays where it is; None where it makes its own."""
+    """Bytes that a kernel puts into an array that stays; None where it makes its own."""
     if one.opcode == "fusion" and one.called:
         computation = module.computations[one.called[0]]
         one = computation.root
