@@ -62,7 +62,9 @@ class Pooler(Dense):
     make_norm: Callable[[str], nn.Module] | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        y = super().__call__(x, noise)
+    def __call__(
+        self, x: jax.Array, noise: jax.Array | None = None, copies: jax.Array | None = None
+    ) -> jax.Array:
+        y = super().__call__(x, noise, copies)
         y = jnp.tanh(y) if self.activation == "tanh" else ACTIVATIONS[self.activation](y)
         return y if self.make_norm is None else self.make_norm("norm")(y)
