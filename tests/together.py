@@ -52,7 +52,8 @@ def end_at(step: int, how: int | Exception) -> None:
         if self.step == step and isinstance(how, Exception):
             raise how
         if self.step == step:
-            os.kill(os.getpid(), how)  # type: ignore[arg-type]
+            # To this thread: another one may get to it steps later.
+            signal.raise_signal(how)  # type: ignore[arg-type]
         return due
 
     train.Loop.taken = taken_then  # type: ignore[method-assign]
