@@ -48,9 +48,10 @@ from research.terms.domains import Coral, DomainAdversarial, Mmd
 PLAIN, DAPT, TAPT = "source only", "DAPT", "TAPT"
 CE = Classify(pool="mean", pooler=False)
 # A batch of these holds as many texts of the target as labelled ones, which no arm has fewer of.
+# CORAL divides by the square of the width: unweighted it is a hundred-thousandth of the loss.
 ALIKE: dict[str, Terms] = {
-    "DANN": 0.1 * DomainAdversarial(),
-    "CORAL": 100.0 * Coral(),
+    "DANN": DomainAdversarial(),
+    "CORAL": 1e4 * Coral(),
     "MMD": Mmd(),
 }
 SELF, WEIGHTED, CEILING = "self-training", "importance weights", "target's labels"
@@ -73,6 +74,7 @@ class Setting:
     length: int
     top: int | None
     batch: int
+    learning_rate: float
 
     def labelled(self, domain: str, split: str) -> str:
         """The labelled rows of a domain as a file of the study's."""
@@ -94,7 +96,7 @@ class Setting:
             name=f"{name}-{seed}",
             task=CE,
             data=data,
-            optim=Optim(learning_rate=1e-4, warmup=0.1, weight_decay=0.01),
+            optim=Optim(learning_rate=self.learning_rate, warmup=0.1, weight_decay=0.01),
             adapt=upper(self.init_from, self.top),
             steps=self.steps,
             batch_size=self.batch,
@@ -121,6 +123,7 @@ def study(
     confident: float = 0.5,
     top: int | None = None,
     batch: int = 32,
+    learning_rate: float = 1e-4,
     seeds: int = 5,
     small: bool = False,
 ) -> Page:
@@ -129,13 +132,10 @@ def study(
     None for all; `batch` labelled texts a step."""
     if small:
         pairs, seeds, limit, top = pairs[:1], min(seeds, 3), min(limit or 200, 200), top or 2
-        steps, first_steps, length, batch = (
-            min(steps, 25),
-            min(first_steps, 25),
-            min(length, 48),
-            16,
-        )
-    setting = Setting(run, folder, init_from, limit, steps, first_steps, length, top, batch)
+        steps, first_steps, length = min(steps, 30), min(first_steps, 30), min(length, 48)
+        batch, learning_rate = 16, 5e-4
+    sizes = (limit, steps, first_steps, length, top, batch, learning_rate)
+    setting = Setting(run, folder, init_from, *sizes)
     found, apart = Arms("accuracy on the target's test"), dict[str, float]()
     for pair in pairs:
         source, target = pair.split(">")

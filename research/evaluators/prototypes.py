@@ -59,7 +59,7 @@ class Episodes(Probe):
 
     def __call__(self, model: Model) -> Scores:
         vectors, labels = self.vectors(model, self.split)
-        numbers = {}
+        numbers: dict[str, float] = {}
         for shots in self.shots:
             found = self.accuracies(ranking.unit(vectors), labels, shots)
             mean = float(found.mean())
