@@ -88,6 +88,14 @@ def cut(
     return dataclasses.replace(source, data=data), other
 
 
+def few(source: Corpus, shots: int, seed: int) -> Corpus:
+    """`shots` rows of each label, drawn by the seed, in rows of one length whatever was drawn: so
+    the runs of all seeds are one program."""
+    length = source.data.max_length
+    drawn = dataclasses.replace(source.data, shots=shots, shot_seed=seed, row_length=length)
+    return dataclasses.replace(source, data=drawn)
+
+
 def upper(init_from: str, top: int | None) -> Strategy:
     """Of the trunk of `init_from` only the last `top` blocks learn, None for all of it.
 

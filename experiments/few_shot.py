@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.corpora import ON_DEV, Corpus, corpus, cut, fewest, upper
+from experiments.corpora import ON_DEV, Corpus, corpus, cut, few, fewest, upper
 from experiments.fewrel import FROZEN, fewrel
 from research import initialize, runs
 from research.config import Config
@@ -83,8 +83,7 @@ def study(
         all_arms.append(arms)
         for k in [k for k in shots if k <= fewest(source)]:
             for seed in seeds:
-                texts = dataclasses.replace(source.data, shots=k, shot_seed=seed)
-                drawn = dataclasses.replace(source, data=texts)
+                drawn = few(source, k, seed)
                 for name in TRAINED:
                     trained(run, arms, one(drawn, name, init_from, steps, top), name, k)
                 config = pairs(run, drawn, init_from, pair_steps, top)
@@ -94,7 +93,7 @@ def study(
                     config = dataclasses.replace(
                         one(drawn, PROMPT, init_from, steps, top),
                         task=task,
-                        data=dataclasses.replace(texts, train=train, dev=held),
+                        data=dataclasses.replace(drawn.data, train=train, dev=held),
                     )
                     arms.add(PROMPT, f"{k}", run(config).metrics["dev/accuracy"])
     episodes = None

@@ -62,7 +62,7 @@ def fewrel(
         frozen = Config(
             name=f"fewrel/as-it-is-{seed}",
             task=Classify(pool="mean", pooler=False),
-            data=Texts(train=known, max_length=64),
+            data=Texts(train=known, max_length=64, row_length=64),
             optim=Optim(learning_rate=1e-4, warmup=0.1, weight_decay=0.01),
             adapt=HeadOnly(),
             steps=1,

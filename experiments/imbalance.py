@@ -1,7 +1,7 @@
 """Which remedy against rare labels survives error bars? Long-tailed train rows, even test rows.
 
     launch.py study experiments/imbalance.py --init-from DIR --train train.csv --test test.csv
-    ... --small                                      one skew, two seeds, few rows: minutes
+    ... --small              one skew, three seeds, few rows, two blocks learn: minutes
 
 The labels of `train`, BANKING77's intents say, are put in a random order and thinned, the last to
 1 / skew of the first, geometrically in between (Cui et al., 2019; Cao et al., 2019); `test` is left
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.corpora import upper
+from research.adapt import Strategy
 from research.config import Config
 from research.data.sources import read_rows
 from research.data.texts import Texts
@@ -53,16 +55,19 @@ def study(
     most: int = 80,
     epochs: float = 3.0,
     learning_rate: float = 2e-4,
+    top: int | None = None,
     seeds: int = 5,
     small: bool = False,
 ) -> Page:
-    """`most` rows of the most frequent label; `skew` times fewer of the rarest, at least one."""
+    """`most` rows of the most frequent label; `skew` times fewer of the rarest, at least one; of
+    the trunk only the last `top` blocks learn, None for all."""
     if unknown := [name for name in remedies if name not in REMEDIES]:
         raise ConfigError(f"remedies: no {unknown[0]!r}; there are {', '.join(REMEDIES)}")
     if PLAIN not in remedies:
         raise ConfigError(f"remedies: {PLAIN!r} is missing, which the others are set against")
     if small:
-        skews, seeds, most, epochs = skews[-1:], min(seeds, 2), min(most, 20), min(epochs, 2.0)
+        skews, seeds, most, top = skews[-1:], min(seeds, 3), min(most, 20), top or 2
+    adapt = upper(init_from, top)
     arms = Arms("macro F1")
     sizes = {}
     for skew in skews:
@@ -72,7 +77,7 @@ def study(
             file = run.write(f"train-{skew}-{seed}.jsonl", rows)
             data = Texts(train=file, dev=test, text=text, label=label, max_length=64)
             for arm in remedies:
-                config = arm_config(arm, data, init_from, epochs, learning_rate)
+                config = arm_config(arm, data, init_from, epochs, learning_rate, adapt)
                 name = f"{arm.replace(' ', '-')}-{skew}-{seed}"
                 found = run(dataclasses.replace(config, name=name, seed=seed))
                 arms.add(arm, f"1 : {skew}", found.metrics["dev/macro_f1"])
@@ -95,7 +100,12 @@ def study(
 
 
 def arm_config(
-    arm: str, data: Texts, init_from: str, epochs: float, learning_rate: float
+    arm: str,
+    data: Texts,
+    init_from: str,
+    epochs: float,
+    learning_rate: float,
+    adapt: Strategy,
 ) -> Config:
     """One remedy with its task and, for re-sampling, its data."""
     return Config(
@@ -103,6 +113,7 @@ def arm_config(
         task=REMEDIES[arm],
         data=dataclasses.replace(data, resample=1.0 if arm == "re-sampling" else 0.0),
         optim=Optim(learning_rate=learning_rate, warmup=0.1),
+        adapt=adapt,
         epochs=epochs,
         batch_size=32,
         evals=(HeldOut(split="dev"),),

@@ -1,7 +1,7 @@
 """Which fine-tuning strategy gives the most for what it costs? Fifteen of them, on three tasks.
 
     launch.py study experiments/strategies.py --init-from DIR --data "sst2;TRAIN;DEV" ...
-    ... --small                                      one task, two seeds, few rows: minutes
+    ... --small                      one task, two seeds, few rows: minutes
     ... --dry-run                                    the arms and what they will cost
 
 Accuracy (or the task's own score) on dev, parameters that learn, FLOPs and temporary memory of the
@@ -100,7 +100,7 @@ def study(
     NAME;TRAIN;DEV with files."""
     if small:
         data, seeds, factors = data[:1], min(seeds, 2), factors[len(factors) // 2 :][:1]
-        limit, steps, dev = min(limit, 256), min(steps, 16), min(dev or 200, 200)
+        limit, steps, dev = min(limit, 256), min(steps, 24), min(dev or 200, 200)
     arms, costs = Arms("score on dev"), dict[str, list[Result]]()
     chosen = {name: arm for name, arm in arms_of(steps).items() if not only or name in only}
     rates: dict[tuple[str, str], float] = {}

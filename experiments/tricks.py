@@ -1,7 +1,7 @@
 """Which tricks of fine-tuning survive error bars? One at a time, all else alike, paired by seed.
 
     launch.py study experiments/tricks.py --init-from DIR --data "sst2;TRAIN;DEV" ...
-    ... --small                                            one task, two seeds, few rows: minutes
+    ... --small                one task, three seeds, few rows, two blocks learn: minutes
 
 Against plain fine-tuning: FGM (Miyato et al., 2017), R-Drop (Liang et al., 2021), mixup of sentence
 vectors (Guo et al., 2019), label smoothing (Szegedy et al., 2016), averaged parameters (EMA) and
@@ -14,11 +14,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments.corpora import ON_DEV, corpus, cut
+from experiments.corpora import ON_DEV, corpus, cut, upper
 from research.config import Config
 from research.optim import Optim
 from research.regularize import Objective
-from research.strategies import Full, LayerDecay
+from research.strategies import LayerDecay
 from research.study.arms import Arms
 from research.study.page import Block, Facts, Heading, Page, Text
 from research.study.runner import PLANNED, Runner
@@ -50,13 +50,16 @@ def study(
     dev: int | None = None,
     steps: int = 200,
     learning_rate: float = 1e-4,
+    top: int | None = None,
     seeds: int = 5,
     small: bool = False,
 ) -> Page:
-    """`limit` rows of train, the same for all seeds, which draw order, dropout and heads."""
+    """`limit` rows of train, the same for all seeds, which draw order, dropout and heads; of
+    the trunk only the last `top` blocks learn, None for all."""
     if small:
-        data, seeds, steps = data[:1], min(seeds, 2), min(steps, 20)
-        limit, dev = min(limit or 256, 256), min(dev or 200, 200)
+        data, seeds, steps, top = data[:1], min(seeds, 3), min(steps, 30), top or 2
+        limit, dev = min(limit or 256, 256), min(dev or 300, 300)
+    full = upper(init_from, top)
     blocks: list[Block] = [Heading("Result"), Text("Score on dev after the last step.")]
     for given in data:
         source, _ = cut(run, corpus(given), train=limit, dev=dev)
@@ -68,7 +71,7 @@ def study(
                     task=CE,
                     data=source.data,
                     optim=Optim(learning_rate=learning_rate, warmup=0.1),
-                    adapt=Full(),
+                    adapt=full | changes["adapt"] if "adapt" in changes else full,
                     steps=steps,
                     batch_size=32,
                     evals=ON_DEV,
@@ -78,7 +81,8 @@ def study(
                     seed=seed,
                 )
                 optim = dataclasses.replace(config.optim, **changes.get("optim", {}))
-                config = dataclasses.replace(config, **{**changes, "optim": optim})
+                task = changes.get("task", CE)
+                config = dataclasses.replace(config, task=task, optim=optim)
                 arms.add(trick, source.name, source.score(run(config).metrics))
         pairs = [(trick, PLAIN) for trick in TRICKS if trick != PLAIN]
         blocks += [] if run.dry else [arms.table(arms.metric), arms.tests("Minus plain", pairs)]

@@ -6,15 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from bert_directory import write_bert
+from flax.traverse_util import flatten_dict
 from tagged_files import write_tagged
 
 import launch
+from experiments.corpora import upper
+from experiments.fewrel import fewrel
 from research import config as configs
 from research.data.texts import Texts
 from research.errors import ConfigError, DataError
+from research.models.transformer import Spec, Transformer
+from research.strategies import Full
 from research.study import plan
 from research.study.runner import Runner
 
@@ -158,7 +164,8 @@ def test_few_shots_see_the_same_rows_in_every_arm(topics: Path, given: str, tmp_
     without = plan_of("few_shot", tmp_path / "without", init_from=str(topics / "bert"), **knobs)
     assert len(without) == 5
     said, runner = run_study("few_shot", tmp_path, init_from=str(bert), **knobs)
-    for arm in ("fine-tuning", "LoRA", "ridge probe", "nearest", "pairs, then", "prompt"):
+    arms = ("fine-tuning", "LoRA", "ridge probe", "nearest", "pairs, then", "prompt")
+    for arm in (*arms, "prototypes, fine-tuned"):
         assert arm in said
     runs = {result.config.name.split("/")[1]: result.config for result in runner.results}
     drawn = {runs["fine-tuning-3-13"].data.text_of("train", i)["text"] for i in range(9)}
@@ -167,6 +174,54 @@ def test_few_shots_see_the_same_rows_in_every_arm(topics: Path, given: str, tmp_
     assert {row[side] for row in paired for side in "ab"} == drawn
     texts = {runs["prompt-3-13"].data.text_of("train", i)["text"] for i in range(9)}
     assert texts == {f"It was [MASK]. {text}" for text in drawn}
+
+
+def test_relations_to_tell_are_none_of_those_learned_from(topics: Path, tmp_path: Path) -> None:
+    """Every run learns from one half of the relations and is asked of the other."""
+    words = {
+        f"P{i}": word for i, word in enumerate(("ship", "wave", "stove", "pan", "sun", "star"))
+    }
+    told = {
+        relation: [
+            {"tokens": ["the", word, "near", other], "h": ["", "", [[1]]], "t": ["", "", [[3]]]}
+            for other in words.values()
+        ]
+        for relation, word in words.items()
+    }
+    (tmp_path / "relations.json").write_text(json.dumps(told))
+    runner = Runner(tmp_path / "fewrel", progress=False)
+    arms = fewrel(
+        runner,
+        str(tmp_path / "relations.json"),
+        str(topics / "bert"),
+        seeds=(0, 1),
+        instances=6,
+        steps=2,
+        shots=(1,),
+        ways=2,
+    )
+    assert [len(values) for values in arms.scores.values()] == [2, 2, 2]
+    for result in runner.results:
+        known = set(result.config.data.label_names())
+        unseen = set(result.config.evals[0].data.label_names())
+        assert known | unseen == set(words) and not known & unseen and len(known) == 3
+
+
+def test_only_the_upper_blocks_learn_where_that_is_asked(topics: Path) -> None:
+    spec = Spec(vocab_size=9, width=8, depth=3, heads=2, hidden=16, max_positions=9)
+    batch = {name: np.zeros((1, 1), np.int32) for name in ("tokens", "positions", "segments")}
+    shapes = jax.eval_shape(lambda: Transformer(spec).init(jax.random.key(0), batch))
+    leaves = flatten_dict({"backbone": shapes["params"], "head": {"kernel": 0}}, sep="/")
+    with pytest.raises(ConfigError, match=r"top: is 2, but .* has 1 blocks"):
+        upper(str(topics / "bert"), 2)
+    assert upper(str(topics / "bert"), None) == Full()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("research.initialize.trunk_of", lambda _: Transformer(spec))
+        rules = upper("", 2).rules(leaves)
+    learning = {path for path, rule in rules.items() if rule.learns}
+    assert learning == {
+        p for p in leaves if p.startswith(("backbone/block_1", "backbone/block_2", "head"))
+    }
 
 
 def write_bert_of_words(folder: Path, topics: Path) -> Path:
@@ -204,17 +259,18 @@ def test_target_labels_are_read_by_evaluation_only(tmp_path: Path) -> None:
     words += [row.split("\t")[1] for row in (one / "books.task.test").read_text().splitlines()]
     knobs: dict[str, Any] = {"init_from": str(write_bert(tmp_path, words)), "seeds": 1}
     knobs |= {"pairs": ("books>dvd",), "steps": 3, "first_steps": 2, "length": 16}
-    blind = ("source only", "DAPT", "TAPT", "self-training", "importance weights")
+    blind = ("source only", "DAPT", "TAPT", "DANN", "CORAL", "MMD", "self-training")
+    blind += ("importance weights",)
     plain, first = run_study(
         "domain_adaptation", tmp_path / "a", folder=str(one), arms=blind, **knobs
     )
     turned, second = run_study(
         "domain_adaptation", tmp_path / "b", folder=str(other), arms=blind, **knobs
     )
-    assert len(first.results) == len(second.results) == 9
+    assert len(first.results) == len(second.results) == 12
     for before, after in zip(first.results, second.results):
         assert before.metrics["train/loss"] == after.metrics["train/loss"]
-        if "dev/accuracy" in before.metrics and "frozen" not in before.config.name:
+        if "dev/accuracy" in before.metrics:
             told = before.metrics["dev/accuracy"] + after.metrics["dev/accuracy"]
             assert abs(told - 1) < 1e-6
     rows = (first.path / "books-dvd-weighted.jsonl").read_text().splitlines()
