@@ -114,8 +114,8 @@ def stay_on_cpu(devices: int | None) -> None:
 def with_kept_memory() -> None:
     """Starts this process anew with a malloc that keeps what it was given, unless told otherwise.
 
-    XLA on a CPU takes its temporaries anew every step. Mapped afresh, in pages of 4 KiB, faulting
-    them in is a quarter of the step; so they come from the heap, in huge pages, and nothing is
+    XLA on a CPU takes its temporaries anew every step. Mapped afresh, faulting them in is a good
+    part of the step; so they come from the heap, in huge pages, and nothing is
     given back in between. glibc reads this only when a process starts (its manual, Tunables).
     Beside an accelerator, temporaries are not the host's.
     """

@@ -31,7 +31,8 @@ class Program:
         shapes = tuple(sorted((name, tuple(x.shape)) for name, x in batch.items()))
         # Strategies add leaves to a state: equal tasks may come with different trees.
         leaves, tree = jax.tree.flatten(state)
-        kind = (shapes, tree, tuple(leaf.shape for leaf in leaves), leaves[0].sharding)
+        places = (leaves[0].sharding, next(iter(batch.values())).sharding)
+        kind = (shapes, tree, tuple(leaf.shape for leaf in leaves), places)
         if kind not in self.executables:
             started = time.monotonic()
             told: Any = None

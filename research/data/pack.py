@@ -26,8 +26,6 @@ ATTENTION = 512
 # Another shape is another compilation; it has to save this share of the cells, and as many as this
 # number of steps has, which is about what compiling takes.
 WORTH, COMPILING = 0.02, 16
-# In a run of up to so many steps a program that another run has compiled is worth a few cells.
-SHORT = 4 * COMPILING
 
 
 @dataclass(frozen=True)
@@ -123,11 +121,10 @@ def plan(
     """Static shapes for a run whose step s has examples of the lengths `steps[s]`.
 
     T is `row_length`, or else the multiple of 8 that costs least; up to `shapes` values of B, each
-    divisible by `multiple`, are chosen to pad the fewest rows. The shapes of a short run are
-    rounded up (see `coarse`), so that other seeds of it have the same and are not compiled. Where
-    `steps` are only a sample, `every` holds the lengths of all examples there are, and up to two
-    more shapes are added, the last of which takes any step of as many examples as the largest in
-    the sample. Raises ConfigError where an example is longer than `row_length`.
+    divisible by `multiple`, are chosen to pad the fewest rows. Where `steps` are only a sample,
+    `every` holds the lengths of all examples there are, and up to two more shapes are added, the
+    last of which takes any step of as many examples as the largest in the sample. Raises
+    ConfigError where an example is longer than `row_length`.
     """
     longest = max(int(lengths.max()) for lengths in steps)
     if every is not None:
@@ -145,9 +142,6 @@ def plan(
     needed = np.array([round_up(rows, multiple) for rows, _ in extents])
     most = max(count for _, count in extents)
     sizes = choose_rows(needed, shapes)
-    if layout == "packed" and len(steps) <= SHORT:
-        sizes = sorted({round_up(coarse(size, 0.25), multiple) for size in sizes})
-        most = round_up(most, 4)
     found = [(size, length, most) for size in sizes]
     if every is not None and layout == "packed":
         found += rescue(found[-1], every, max(map(len, steps)), multiple)
@@ -177,14 +171,6 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def coarse(value: int, share: float) -> int:
-    """The next multiple of the largest power of two that is up to `share` of the value.
-
-    coarse(9, 0.25), coarse(10, 0.25) are 10; coarse(33, 0.5), coarse(48, 0.5) are 48.
-    """
-    return round_up(value, 1 << max(0, int(value * share).bit_length() - 1))
-
-
 def rows_spent(needed: np.ndarray, sizes: list[int]) -> int:
     """Rows over all steps, where each takes the smallest of `sizes` that holds what it needs."""
     return int(np.asarray(sizes)[np.searchsorted(sizes, needed)].sum())
@@ -193,14 +179,11 @@ def rows_spent(needed: np.ndarray, sizes: list[int]) -> int:
 def choose_length(steps: Sequence[np.ndarray], longest: int, multiple: int, shapes: int) -> int:
     """The multiple of 8 from the longest example up at which the tried steps cost least.
 
-    Cost is cells, with a surcharge for attention, which grows with the row. A short run takes the
-    least length of few.
+    Cost is cells, with a surcharge for attention, which grows with the row.
     """
     tried = [steps[i] for i in np.linspace(0, len(steps) - 1, min(TRIED, len(steps))).astype(int)]
     tried = tried[: max(1, round(4096 * TRIED / 32 / max(map(len, tried))))]
     low = round_up(longest, TILE)
-    if len(steps) <= SHORT:
-        return round_up(coarse(longest, 0.5), TILE)
     high = max(low, min(4 * low, round_up(max(int(lengths.sum()) for lengths in tried), TILE)))
     spread = np.geomspace(low, high, CANDIDATES)
     best, best_cost = low, math.inf

@@ -13,7 +13,6 @@ from research.data.pack import (
     WORTH,
     Plan,
     choose_rows,
-    coarse,
     pack,
     plan,
     rescue,
@@ -163,21 +162,6 @@ def test_a_plan_from_a_sample_takes_steps_it_never_saw():
     row, _ = found.place(worst)
     assert found.shape(row) == found.shapes[-1]
     assert found.shape(found.place(lengths[:32])[0]) == found.shapes[0]
-
-
-@given(st.integers(1, 500), st.sampled_from([0.08, 0.25, 0.5]))
-def test_rounding_up_adds_less_than_a_share_and_leaves_few_values(value, share):
-    found = coarse(value, share)
-    assert value <= found < value * (1 + share) + 1e-9
-    octave = {coarse(size, share) for size in range(256, 512)}
-    assert len(octave) <= 2 / share + 1
-
-
-def test_seeds_of_a_short_run_share_their_shapes():
-    lengths = np.clip(np.random.default_rng(0).lognormal(2.5, 0.5, 400).astype(int), 3, 60)
-    orders = [np.random.default_rng(seed).permutation(lengths) for seed in range(8)]
-    short = {plan(np.split(order[:320], 10)).shapes for order in orders}
-    assert len(short) <= 3 and all(len(shapes) == 1 for shapes in short)
 
 
 def test_packing_takes_a_fraction_of_the_padded_cells():
