@@ -10,11 +10,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from research import config as configs
-from research import hosts, initialize, runs, sharding
+from research import hosts, runs, sharding
+from research.assemble import assemble
 from research.checkpoint import Checkpoints
 from research.config import Config
 from research.errors import ConfigError, NonFiniteError
-from research.step import abstract_state, make_step
 
 
 def give_up(
@@ -44,16 +44,13 @@ def replay(run: str | Path) -> dict[str, float]:
     if not (bundle / "batch.safetensors").is_file():
         raise ConfigError(f"{run}: has no replay bundle; only a run that ended with exit 3 has one")
     config: Config = configs.build(runs.read_config(run)["config"])
-    steps = config.steps or 0
     batch = load_file(bundle / "batch.safetensors")
     mesh = config.mesh.build()
     with jax.set_mesh(mesh):
-        params = initialize.abstract_params(config.task, batch, mesh, config.adapt)
-        abstract, _ = abstract_state(config.optim, config.adapt, steps, params, mesh)
-        restored = Checkpoints(bundle / "checkpoints").restore(abstract)
+        assembly = assemble(config, batch, mesh)
+        restored = Checkpoints(bundle / "checkpoints").restore(assembly.state)
         if restored is None:
             raise ConfigError(f"{bundle}: the checkpoint in it is damaged")
-        program = make_step(config.task, config.optim, config.adapt, steps, config.microbatches)
         key = jax.random.key(config.seed)
-        _, means = program(restored.state, sharding.put(batch, mesh), key)
+        _, means = assembly.program(restored.state, sharding.put(batch, mesh), key)
     return {name: float(mean.value) for name, mean in jax.device_get(means).items()}

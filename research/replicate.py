@@ -155,7 +155,7 @@ class Group:
     def prepare(self) -> None:
         """The numbers that differ, the state of all and the program."""
         first = self.members[0]
-        trees = [flatten_dict(m.abstract.params, sep="/") for m in self.members]
+        trees = [flatten_dict(m.assembly.state.params, sep="/") for m in self.members]
         shapes = [{path: leaf.shape for path, leaf in tree.items()} for tree in trees]
         if shapes.count(shapes[0]) < len(shapes):
             raise NotReplicatesError("replicates: adapt gives them different parameters")
@@ -184,7 +184,7 @@ class Group:
             if all(member.step == max(latest, 0) for member in self.members):
                 break
         self.step, self.living = max(latest, 0), list(self.members)
-        abstract = self.members[0].abstract
+        abstract = self.members[0].assembly.state
         self.state = gathered.placed(abstract, self.mesh, self.axis)
         alone = jax.tree.map(lambda x: x.sharding, own_part(abstract, self.state["own"].params))
         self.pick = jax.jit(

@@ -188,11 +188,14 @@ def environment() -> dict[str, Any]:
     import numpy
     import optax
 
+    from research.models.products import product_dtype
+
     versions = {m.__name__: m.__version__ for m in (jax, jaxlib, flax, optax, numpy)}
     devices = jax.devices()
+    kind, products = devices[0].device_kind, product_dtype("auto").name
     return {
         "versions": {"python": platform.python_version(), "graft": __version__, **versions},
-        "device": {"kind": devices[0].device_kind, "count": len(devices)},
+        "device": {"kind": kind, "count": len(devices), "products": products},
         "cpu": {"model": _cpu_model(), "cores": os.cpu_count()},
     }
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from research import audit, hosts, initialize, replay, results, sharding
+from research.assemble import assemble
 from research.checkpoint import Checkpoints
 from research.config import Config
 from research.data.batches import prefetch
@@ -26,7 +27,7 @@ from research.journal import Clock, Journal, blank, process_age
 from research.metrics import Mean
 from research.runs import RunDirectory, StopSignal
 from research.spikes import Others, SpikeError
-from research.step import TrainState, abstract_state, make_step, recalled
+from research.step import TrainState, recalled
 from research.watchdog import Watchdog
 
 MOST_NONFINITE = 5
@@ -93,18 +94,12 @@ class Loop:
                 evaluator.prepare(self.model(None))
         results.same_everywhere(config, self.batches)
         self.key = jax.random.key(config.seed)
-        self.program = make_step(
-            config.task, config.optim, config.adapt, self.steps, config.microbatches
-        )
-        self.rows = rows = sharding.abstract_rows(self.batches.batch(0), mesh)
-        params = initialize.abstract_params(config.task, rows, mesh, config.adapt)
         with clock.phase("compile"):
-            self.abstract, create = abstract_state(
-                config.optim, config.adapt, self.steps, params, mesh
-            )
-        self.create = lambda: create(initialize.starting_params(config, params, rows, journal.say))
+            rows = sharding.abstract_rows(self.batches.batch(0), mesh)
+            self.assembly = assemble(config, rows, mesh)
+        self.program = self.assembly.program
         with clock.phase("startup"):
-            audit.write(directory, config, params, mesh, self.batches)
+            audit.write(directory, config, self.assembly.params, mesh, self.batches)
             self.checkpoints = Checkpoints(
                 directory.path / "checkpoints", config.keep, report=journal.say
             )
@@ -121,10 +116,10 @@ class Loop:
     def begin(self, latest: int | None = None) -> None:
         """Goes on from this run's newest checkpoint, of those up to step `latest`, or starts."""
         self.pending: tuple[dict[str, Mean], dict[str, np.ndarray], Any] | None = None
-        restored = self.checkpoints.restore(self.abstract, latest)
+        restored = self.checkpoints.restore(self.assembly.state, latest)
         if restored is None:
             self.journal.recall(blank(), -1)
-            self.state = self.create()
+            self.state = self.assembly.begin(self.journal.say)
         else:
             results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)
             self.journal.recall(restored.meta["journal"], restored.step)
@@ -142,7 +137,7 @@ class Loop:
         """Steps to the end; returns what result.json holds."""
         # Before there is a state: compiling takes as much memory as most states do.
         with self.clock.phase("compile"):
-            self.program.compiled(self.abstract, self.rows, self.key)
+            self.program.compiled(self.assembly.state, self.assembly.rows, self.key)
         with self.clock.phase("startup"):
             self.begin()
         while True:

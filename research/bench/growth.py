@@ -146,10 +146,10 @@ def stepped(axis: str, value: int, folder: Path) -> Point:
     import jax
 
     from research import initialize, sharding
+    from research.assemble import assemble
     from research.config import Config
     from research.data.texts import Texts
     from research.models.transformer import Spec, Transformer
-    from research.step import abstract_state, make_step
     from research.tasks.classify import Classify
 
     size = {"tokens": 16, "classes": 2, "layers": 2, "devices": 1} | {axis: value}
@@ -172,16 +172,14 @@ def stepped(axis: str, value: int, folder: Path) -> Point:
     with jax.set_mesh(mesh):
         batch = initialize.open_training(config, mesh).batch(0)
         rows = sharding.abstract_rows(batch, mesh)
-        params = initialize.abstract_params(config.task, rows, mesh)
-        abstract, create = abstract_state(config.optim, config.adapt, STEPS, params, mesh)
-        program = make_step(config.task, config.optim, config.adapt, STEPS, 1)
-        state: Any = create(initialize.starting_params(config, params, rows, lambda _: None))
-        compiled, taken = program.compiled(abstract, rows, key), []
+        assembly = assemble(config, rows, mesh)
+        state: Any = assembly.begin()
+        compiled, taken = assembly.program.compiled(assembly.state, rows, key), []
         for _ in range(STEPS + 1):
             started = time.monotonic()
             state = jax.block_until_ready(compiled(state, sharding.put(batch, mesh), key)[0])
             taken.append(time.monotonic() - started)
-    return {"a step": min(taken), "compiling": program.seconds}
+    return {"a step": min(taken), "compiling": assembly.program.seconds}
 
 
 def section(axis: str, found: dict[int, Point]) -> list[Block]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 # Above this share of the processors, others are in the way.
 BUSY = 0.1
-FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def others(seconds: float = 1.0) -> float | None:
@@ -27,13 +26,6 @@ def ticks() -> tuple[int, int]:
     """Busy and all ticks of all processors so far."""
     found = [int(number) for number in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     return sum(found) - found[3] - found[4], sum(found)
-
-
-def features() -> list[str]:
-    """What the processor has that decides which precision is fast."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.is_file() else set()
-    return [name for name in FEATURES if name in flags]
 
 
 def products(tokens: int, width: int, hidden: int, dtype: str, seconds: float = 0.5) -> float:

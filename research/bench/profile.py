@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from research import initialize, runs, sharding
+from research.assemble import assemble
 from research.config import Config
-from research.step import abstract_state, make_step
 from research.study.page import Page
 from research.study.table import Table
 
@@ -125,16 +125,13 @@ def shares(spans: Iterable[Span]) -> dict[str, float]:
 def profile(config: Config, folder: Path) -> Table:
     """Traces some steps of a resolved config into `folder`, and says where their time went."""
     mesh = config.mesh.build()
-    steps = config.steps or 0
     key = jax.random.key(config.seed)
     with jax.set_mesh(mesh):
         batches = initialize.open_training(config, mesh)
         rows = sharding.abstract_rows(batches.batch(0), mesh)
-        params = initialize.abstract_params(config.task, rows, mesh, config.adapt)
-        abstract, create = abstract_state(config.optim, config.adapt, steps, params, mesh)
-        program = make_step(config.task, config.optim, config.adapt, steps, config.microbatches)
-        state: Any = create(initialize.starting_params(config, params, rows, lambda _: None))
-        compiled = program.compiled(abstract, rows, key)
+        assembly = assemble(config, rows, mesh)
+        state: Any = assembly.begin()
+        compiled = assembly.program.compiled(assembly.state, rows, key)
         # Every step is the first batch: one program, all of whose operations have their names.
         state = jax.block_until_ready(compiled(state, sharding.put(batches.batch(0), mesh), key))[0]
         options = jax.profiler.ProfileOptions()

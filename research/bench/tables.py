@@ -12,6 +12,7 @@ from typing import Any
 from research import runs
 from research.bench import machine
 from research.bench.ours import Figures
+from research.models import products
 from research.study.page import Facts, Page, Text
 from research.study.table import Table
 
@@ -31,6 +32,8 @@ UNITS = {
     "peak_memory_mb": "peak MB",
     "score": "",
 }
+# What of a processor decides which precision is fast.
+FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
 SWITCHES = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -99,7 +102,7 @@ def circumstances(
         **runs.environment(),
         "rival": theirs[0] if theirs else None,
         "precision": {side: results[0]["dtype"] for side, results in found.items()},
-        "processor features": machine.features(),
+        "processor features": sorted(products.features() & FEATURES),
         "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
         "in use by others before each round": loads,
     }

@@ -21,7 +21,7 @@ from research.bench.workloads import WORKLOADS, Workload
 from research.command.arguments import Parser
 from research.config import Config, load_config
 from research.errors import ConfigError
-from research.models.layers import compute_dtype
+from research.models.products import product_dtype
 
 RIVALS = Path(__file__).parent / "rivals"
 EVERY: dict[str, Workload | Pretraining | Encoding] = {**WORKLOADS, **PRETRAINING, **EMBEDDING}
@@ -70,7 +70,7 @@ class Bench:
         """A process with empty caches, and the same once more with those it filled."""
         return self.starts(lambda start: self.workload.ours(self, seed, start)) | {
             "library": "jax",
-            "dtype": compute_dtype(self.config.task.backbone.spec.dtype).name,
+            "dtype": product_dtype(self.config.task.backbone.spec.dtype).name,
         }
 
     def theirs(self, seed: int, settings: str = "default") -> Figures:

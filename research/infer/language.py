@@ -17,8 +17,8 @@ from research.errors import ConfigError
 from research.infer import loaded
 from research.initialize import is_run
 from research.models import pretrained
-from research.models.layers import compute_dtype
 from research.models.pretrained.directory import read_json
+from research.models.products import compute_dtype
 from research.models.transformer import Transformer
 from research.tasks.causal import CausalLM
 

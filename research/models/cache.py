@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.models import layers
+from research.models import products
 
 
 class Past(NamedTuple):
@@ -72,7 +72,7 @@ def empty(spec: Any, rows: int, size: int) -> Cache:
     width = spec.head_width or spec.width // spec.heads
     stacked = (spec.depth,) if spec.scan else ()
     shape = (*stacked, rows, size, spec.kv_heads or spec.heads, width)
-    dtype = layers.compute_dtype(spec.dtype)
+    dtype = products.compute_dtype(spec.dtype)
 
     def past() -> Past:
         return Past(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(stacked, jnp.int32))

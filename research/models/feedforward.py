@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research import activations, sharding
-from research.models import layers, vocabulary
+from research.models import layers, products, vocabulary
 from research.models.layers import Dense, Embedding
 from research.models.pooling import Trunk
 
@@ -30,7 +30,7 @@ class FeedforwardSpec:
     context: int = 4
     direct: bool = True
     dropout: float = 0.0
-    dtype: layers.Dtype = "auto"
+    dtype: products.Dtype = "auto"
 
     @property
     def causal(self) -> bool:
@@ -85,5 +85,5 @@ class Feedforward(Trunk):
 
     def nll(self, x: jax.Array, labels: jax.Array) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits`, which are never whole in memory."""
-        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        x = x.astype(products.compute_dtype(self.spec.dtype))
         return vocabulary.score(x, self.unembed.table, labels, self.bias)

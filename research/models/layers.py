@@ -1,7 +1,7 @@
 """The few layers every trunk is made of: dense, norms and dropout.
 
-Parameters are float32; `dtype` is what matrix products and activations are computed in. Softmax and
-norms are computed in float32 whatever `dtype` is.
+Parameters are float32; `dtype` is what matrix products are computed in (see products.py). Softmax
+and norms are computed in float32 whatever `dtype` is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jax import lax
 
 from research import sharding
 from research.models import grafts
+from research.models.products import Dtype, compute_dtype, multiply
 
-Dtype = Literal["auto", "float32", "bfloat16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Norm = Literal["layer", "rms"]
 # factor, low and high frequency factor, positions of the original training.
@@ -37,14 +37,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # their tied logits all but flat, so that masked LM stays at unigrams for very long.
 small_normal = nn.initializers.truncated_normal(0.02)
 keep_variance = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-
-
-def compute_dtype(dtype: Dtype) -> jnp.dtype:
-    """What matrix products run in: "auto" is bfloat16 on accelerators and float32 on a CPU, where
-    XLA's bfloat16 backward pass is slower than float32."""
-    if dtype == "auto":
-        dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
-    return jnp.dtype(dtype)
 
 
 def mix(x: jax.Array) -> jax.Array:
@@ -95,20 +87,17 @@ def dropout(x: jax.Array, rate: float | jax.Array, noise: jax.Array | None) -> j
     return jnp.where(bits >= jnp.asarray(bound, jnp.uint32), kept, jnp.zeros((), x.dtype))
 
 
-def product(
-    x: jax.Array, kernel: jax.Array, copies: jax.Array | None, dtype: jnp.dtype
-) -> jax.Array:
-    """x W in `dtype`, summed in float32: [..., D] by [D, F] -> [..., F]; from the `copies` of x,
-    [S, ..., D], where S divides F, as the kernel's axes do then."""
-    kernel = kernel.astype(dtype)
+def product(x: jax.Array, kernel: jax.Array, copies: jax.Array | None, dtype: Dtype) -> jax.Array:
+    """x W, summed in float32: [..., D] by [D, F] -> [..., F]; from the `copies` of x, [S, ..., D],
+    where S divides F, as the kernel's axes do then."""
     if copies is None or kernel.shape[1] % copies.shape[0]:
-        y = jnp.matmul(x.astype(dtype), kernel, preferred_element_type=jnp.float32)
-        return y.astype(dtype)
-    split = kernel.reshape(kernel.shape[0], copies.shape[0], -1)
+        return multiply(x, kernel, dtype)
+    own = compute_dtype(dtype)
+    split = kernel.reshape(kernel.shape[0], copies.shape[0], -1).astype(own)
     y = jnp.einsum(
-        "s...d,dsf->...sf", copies.astype(dtype), split, preferred_element_type=jnp.float32
+        "s...d,dsf->...sf", copies.astype(own), split, preferred_element_type=jnp.float32
     )
-    return y.reshape(*x.shape[:-1], kernel.shape[1]).astype(dtype)
+    return y.reshape(*x.shape[:-1], kernel.shape[1]).astype(own)
 
 
 class Dense(nn.Module):
@@ -127,16 +116,15 @@ class Dense(nn.Module):
     def __call__(
         self, x: jax.Array, noise: jax.Array | None = None, copies: jax.Array | None = None
     ) -> jax.Array:
-        dtype = compute_dtype(self.dtype)
         if self.has_variable("params", "ia3_in"):
             x, copies = grafts.scaled(self, "ia3_in", x), None
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = product(x, kernel, copies, dtype)
+        y = product(x, kernel, copies, self.dtype)
         if self.has_variable("params", "lora_a"):
             y = grafts.low_rank(self, self.dropped(x, noise), y, kernel)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + over_last(bias, y).astype(dtype)
+            y = y + over_last(bias, y).astype(y.dtype)
         return grafts.scaled(self, "ia3_out", y)
 
     def dropped(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:

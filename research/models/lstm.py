@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research import activations, sharding
-from research.models import layers, vocabulary
+from research.models import layers, products, vocabulary
 from research.models.layers import Dense, Embedding
 from research.models.pooling import Trunk
 from research.models.recurrent import recur, recurrent_init
@@ -30,7 +30,7 @@ class LstmSpec:
     depth: int = 1
     tied: bool = True
     dropout: float = 0.2
-    dtype: layers.Dtype = "auto"
+    dtype: products.Dtype = "auto"
 
     @property
     def causal(self) -> bool:
@@ -74,7 +74,7 @@ class Lstm(Trunk):
 
     def nll(self, x: jax.Array, labels: jax.Array) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits`, which are never whole in memory."""
-        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        x = x.astype(products.compute_dtype(self.spec.dtype))
         return vocabulary.score(x, self.words.table, labels, self.bias)
 
     @property
@@ -96,4 +96,4 @@ class LstmLayer(nn.Module):
         width = self.spec.width
         given = Dense(4 * width, dtype=self.spec.dtype, name="input")(x)
         kernel = self.param("hidden_kernel", recurrent_init, (1, width, 4 * width))
-        return recur(given[None], begins[None], kernel, layers.compute_dtype(self.spec.dtype))[0]
+        return recur(given[None], begins[None], kernel, products.compute_dtype(self.spec.dtype))[0]

@@ -16,7 +16,7 @@ from jax import lax
 
 from research import activations, sharding
 from research.errors import ConfigError
-from research.models import layers
+from research.models import layers, products
 from research.models.layers import Dense, Embedding
 from research.models.pooling import Trunk
 
@@ -42,7 +42,7 @@ class RecurrentSpec:
     width: int = 200
     depth: int = 1
     dropout: float = 0.5
-    dtype: layers.Dtype = "auto"
+    dtype: products.Dtype = "auto"
 
 
 class Recurrent(Trunk):
@@ -124,7 +124,7 @@ class BiLSTM(nn.Module):
     def __call__(self, x: jax.Array, begins: jax.Array, ends: jax.Array) -> jax.Array:
         rows, tokens, _ = x.shape
         hidden = self.spec.width // 2
-        dtype = layers.compute_dtype(self.spec.dtype)
+        dtype = products.compute_dtype(self.spec.dtype)
         # What does not depend on the state is one product for all cells and both directions.
         given = Dense(8 * hidden, dtype=self.spec.dtype, name="input")(x)
         given = given.reshape(rows, tokens, 2, 4 * hidden)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from research import activations
 from research.errors import ConfigError
-from research.models import attention, grafts, layers, vocabulary
+from research.models import attention, grafts, layers, products, vocabulary
 from research.models.block import Block, Context
 from research.models.cache import Cache
 from research.models.layers import Dense, Embedding
@@ -202,12 +202,12 @@ class Transformer(Trunk):
         self, x: jax.Array, labels: jax.Array, bias: jax.Array | None = None
     ) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits` (+ `bias`), which are never whole in memory."""
-        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        x = x.astype(products.compute_dtype(self.spec.dtype))
         return vocabulary.score(x, self.words.table, labels, bias)
 
     def sample(self, x: jax.Array, noise: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """Words drawn from the same softmax by `noise`, uint32 [B, ...] -> int32 [B, ...]."""
-        x = x.astype(layers.compute_dtype(self.spec.dtype))
+        x = x.astype(products.compute_dtype(self.spec.dtype))
         return vocabulary.sample(x, self.words.table, noise, bias)
 
     @property

@@ -12,11 +12,12 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AbstractMesh, Mesh
 
 from research import initialize, sharding
+from research.assemble import assemble
 from research.config import Config
 from research.data.stand_in import StandIn
 from research.errors import ConfigError
 from research.evaluate import served
-from research.models import layers
+from research.models import products
 from research.scale import topology
 from research.scale.chips import Chip
 from research.scale.collectives import by_kind, collectives
@@ -24,7 +25,6 @@ from research.scale.flops import flops
 from research.scale.hlo import Module
 from research.scale.minimum import Work, minimum
 from research.scale.traffic import traffic
-from research.step import abstract_state, make_step
 
 # Over how many chips the growth of a run is told.
 COUNTS = (8, 16, 32, 64, 128, 256)
@@ -64,13 +64,12 @@ def compile_step(config: Config, devices: list[Any]) -> Step:
     """The step of `train.py` for these devices: the same program, state and shardings, of shapes
     alone. Raises ConfigError where it does not fit the memory of a chip."""
     config = initialize.resolve(without_data(config))
-    mesh, steps = config.mesh.build(devices), config.steps or 1
+    mesh = config.mesh.build(devices)
     with jax.set_mesh(mesh):
         batches = initialize.open_training(config, mesh)
         rows = sharding.abstract_rows(batches.batch(0), mesh)
-        params = initialize.abstract_params(config.task, rows, mesh, config.adapt)
-        state, _ = abstract_state(config.optim, config.adapt, steps, params, mesh)
-        program = make_step(config.task, config.optim, config.adapt, steps, config.microbatches)
+        assembly = assemble(config, rows, mesh)
+        program, state = assembly.program, assembly.state
         key = jax.eval_shape(lambda: jax.random.key(0))
         counted = flops(jax.make_jaxpr(program.function)(state, rows, key))
         started = time.monotonic()
@@ -122,7 +121,7 @@ def work_of(step: Step) -> Work:
     spec = task.backbone.spec
     rows, tokens = step.rows["tokens"].shape
     with jax.set_mesh(step.mesh):
-        itemsize = layers.compute_dtype(spec.dtype).itemsize
+        itemsize = products.compute_dtype(spec.dtype).itemsize
     return Work(
         parameters={path: (leaf.shape, rules[path].learns) for path, leaf in flat.items()},
         spec=spec,
