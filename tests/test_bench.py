@@ -144,7 +144,8 @@ def test_a_busy_machine_is_said_or_refused(
     _, loads = turns.rounds(bench, sides, 1, strict=False)
     assert "its figures are doubtful" in capsys.readouterr().err
     found = {"Graft": [one | {"score": 1.0} for one in [bench.measure("Graft", 0)]]}
-    page = tables.page("bench", "dev/accuracy", found, loads, ["sst2"])
+    facts = tables.circumstances(found, loads, ["sst2"])
+    page = tables.page("bench", "dev/accuracy", found, facts)
     assert "Others used up to 50%" in page.markdown()
 
 

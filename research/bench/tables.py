@@ -34,6 +34,7 @@ UNITS = {
 }
 # What of a processor decides which precision is fast.
 FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+LOADS = "in use by others before each round"
 SWITCHES = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -69,15 +70,9 @@ def spread(values: list[float | None], form: str = "{:.2f}") -> str:
     return f"{middle} ({low} to {high}{missing})"
 
 
-def page(
-    title: str,
-    metric: str,
-    found: dict[str, list[Figures]],
-    loads: list[float | None],
-    arguments: list[str],
-) -> Page:
-    """The table, a warning where the machine was busy, and what the figures depend on."""
-    facts = circumstances(found, loads, arguments)
+def page(title: str, metric: str, found: dict[str, list[Figures]], facts: dict[str, Any]) -> Page:
+    """The table, a warning where the machine was busy, and the `circumstances`."""
+    loads = facts[LOADS]
     blocks: list[Any] = [table(found, metric)]
     busy = [load for load in loads if load is not None and load > machine.BUSY]
     if busy:
@@ -104,7 +99,7 @@ def circumstances(
         "precision": {side: results[0]["dtype"] for side, results in found.items()},
         "processor features": sorted(products.features() & FEATURES),
         "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
-        "in use by others before each round": loads,
+        LOADS: loads,
     }
 
 
@@ -115,15 +110,9 @@ def told(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def keep(
-    folder: Path,
-    page: Page,
-    found: dict[str, list[Figures]],
-    loads: list[float | None],
-    arguments: list[str],
-) -> None:
+def keep(folder: Path, page: Page, found: dict[str, list[Figures]], facts: dict[str, Any]) -> None:
     """Writes bench.json, every figure of every round, and bench.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {**circumstances(found, loads, arguments), "runs": found}
+    kept = {**facts, "runs": found}
     runs.write_atomic(folder / "bench.json", json.dumps(kept, indent=1).encode())
     runs.write_atomic(folder / "bench.md", page.markdown().encode())

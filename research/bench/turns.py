@@ -151,9 +151,10 @@ def main(arguments: list[str]) -> None:
         for name in rivals:
             sides[f"{against}, {name}"] = functools.partial(bench.theirs, settings=name)
         found, loads = rounds(bench, sides, options.rounds, strict=options.strict)
-    page = tables.page(f"bench {options.workload}", bench.workload.metric, found, loads, arguments)
+    facts = tables.circumstances(found, loads, arguments)
+    page = tables.page(f"bench {options.workload}", bench.workload.metric, found, facts)
     print(page.text())
-    tables.keep(target, page, found, loads, arguments)
+    tables.keep(target, page, found, facts)
     print(f"kept: {target}/bench.md, bench.json")
 
 
