@@ -1,4 +1,4 @@
-"""Who sees whom, and attention by the kernel that suits a call: einsum, cuDNN, tokamax, splash.
+"""Who sees whom, and attention by what suits a call: products, cuDNN, tokamax, splash.
 
 `xla` is the reference and honours everything. A kernel that is asked for by name either honours the
 segments, order, window, prefix and dropout of a call or is refused, before anything is compiled;
@@ -15,15 +15,16 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from research import activations, sharding
 from research.errors import ConfigError
 from research.models import kernels
-from research.models.layers import mix, scramble
+from research.models.by_products import Drop, by_products
 
 Backend = Literal["xla", "cudnn", "tokamax", "splash"]
 
-# Rows up to here are as fast by einsum: scores of 512 x 512 are small beside the products.
+# Rows up to here are as fast by products: scores of 512 x 512 are small beside the products.
 SHORT = 512
 # What "auto" tries, by platform. tokamax is left out until its numerics have been seen on a GPU.
 PREFERRED: dict[str, tuple[Backend, ...]] = {"gpu": ("cudnn",), "tpu": ("splash",)}
@@ -112,12 +113,15 @@ def attend(
     elif reason := refusal(backend, query, rows, dropped):
         raise ConfigError(f"task.backbone.spec.attention is {backend!r}, but {reason}")
     if backend == "xla" or seen.segments is None:
-        return by_einsum(query, key, value, seen, rate=rate, noise=noise)
+        drop = None if noise is None else Drop(noise, seen.positions)
+        return by_products(query, key, value, seen.mask, rate, drop)
     if backend == "tokamax":
         ordered = rows.causal and rows.in_order and not (rows.ahead or rows.added)
-        return kernels.tokamax(query, key, value, seen.mask, causal=ordered)
-    run = kernels.cudnn if backend == "cudnn" else kernels.splash
-    return run(query, key, value, seen.segments, causal=rows.causal, window=rows.window)
+        found = kernels.tokamax(query, key, value, seen.mask, causal=ordered)
+    else:
+        run = kernels.cudnn if backend == "cudnn" else kernels.splash
+        found = run(query, key, value, seen.segments, causal=rows.causal, window=rows.window)
+    return checkpoint_name(found, "attention")
 
 
 def preferred(query: jax.Array, rows: Rows, dropped: bool) -> Backend:
@@ -170,47 +174,3 @@ def cudnn_refusal(query: jax.Array, rows: Rows) -> str | None:
     if rows.window is not None and not rows.causal:
         return "its window is for causal trunks alone"
     return None
-
-
-def by_einsum(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    seen: Seen,
-    *,
-    rate: float,
-    noise: jax.Array | None,
-) -> jax.Array:
-    """`attend` as it is defined: softmax in float32 of all scores, those not seen at -1e30."""
-    rows, tokens, heads, width = query.shape
-    groups = key.shape[2]
-    query = query.reshape(rows, tokens, groups, heads // groups, width)
-    scores = jnp.einsum("btghk,bsgk->bghts", query, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen.mask[:, None, None], scores * width**-0.5, jnp.float32(-1e30))
-    probabilities = jax.nn.softmax(scores, axis=-1)
-    probabilities = drop_pairs(probabilities, rate, noise, seen.positions)
-    out = jnp.einsum(
-        "bghts,bsgk->btghk",
-        probabilities.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    return out.reshape(rows, tokens, heads, width).astype(value.dtype)
-
-
-def drop_pairs(
-    probabilities: jax.Array, rate: float, noise: jax.Array | None, positions: jax.Array
-) -> jax.Array:
-    """Dropout of attention, [B, G, H / G, T, S], by the queries' `noise` [B, T] and the keys'
-    `positions` [B, S]: a pair of tokens meets the same mask in any layout. None drops nothing."""
-    if noise is None or rate == 0.0:
-        return probabilities
-    # An element is told apart by query (noise), head and the key's position in its example.
-    groups, each = probabilities.shape[1:3]
-    head = jnp.arange(groups * each, dtype=jnp.uint32).reshape(groups, each)
-    query_head = mix(noise[:, None, None, :] + head[None, ..., None] * jnp.uint32(0x85EBCA77))
-    pair = query_head[..., None] + positions[:, None, None, None, :].astype(
-        jnp.uint32
-    ) * jnp.uint32(0x9E3779B9)
-    keep = scramble(pair) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, probabilities * (1.0 / (1.0 - rate)), 0.0)

@@ -162,7 +162,7 @@ class Attention(nn.Module):
             seen = Seen(mask, positions, seen.segments, replace(seen.rows, added=True))
         rate = spec.attention_dropout
         y = attend(query, key, value, seen, rate=rate, noise=asking, backend=spec.attention)
-        y = checkpoint_name(y.reshape(*y.shape[:-2], spec.heads * width), "attention")
+        y = y.reshape(*y.shape[:-2], spec.heads * width)
         return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, asking), past, own
 
 

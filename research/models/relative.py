@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.models import layers
-from research.models.attention import drop_pairs
+from research.models.by_products import Drop, drop_pairs
 from research.models.layers import Dense
 
 
@@ -125,12 +125,13 @@ def mean_of_seen(
     keys: jax.Array,
 ) -> jax.Array:
     """The mean of values [B, S, H, K] by the softmax of scores [B, H, Q, S] over what is seen, 0
-    where nothing is: [B, Q, H, K]. `noise` and `keys` as in `attention.drop_pairs`."""
+    where nothing is: [B, Q, H, K]. `noise` [B, Q] and `keys` [B, S] drop pairs of tokens."""
     seen = seen[:, None]
     probabilities = jax.nn.softmax(jnp.where(seen, scores, jnp.float32(-1e30)), axis=-1)
     # What sees nothing would otherwise see everything, alike.
     probabilities = jnp.where(jnp.any(seen, axis=-1, keepdims=True), probabilities, 0.0)
-    probabilities = drop_pairs(probabilities[:, :, None], rate, noise, keys)[:, :, 0]
+    drop = None if noise is None else Drop(noise, keys)
+    probabilities = drop_pairs(probabilities, rate, drop)
     out = jnp.einsum(
         "bhqs,bshk->bqhk",
         probabilities.astype(value.dtype),
