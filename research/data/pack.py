@@ -25,7 +25,7 @@ CANDIDATES = 12
 ATTENTION = 512
 # Another shape is another compilation; it has to save this share of the cells, and as many as this
 # number of steps has, which is about what compiling takes.
-WORTH, COMPILING = 0.02, 16
+WORTH, COMPILING = 0.02, 48
 
 
 @dataclass(frozen=True)
