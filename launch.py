@@ -115,9 +115,9 @@ def with_kept_memory() -> None:
     """Starts this process anew with a malloc that keeps what it was given, unless told otherwise.
 
     XLA on a CPU takes its temporaries anew every step. Mapped afresh, faulting them in is a good
-    part of the step; so they come from the heap, in huge pages, and nothing is
-    given back in between. glibc reads this only when a process starts (its manual, Tunables).
-    Beside an accelerator, temporaries are not the host's.
+    part of the step; so they come from the heap, in huge pages, and nothing is given back in
+    between. glibc reads this only when a process starts (its manual, Tunables). Beside an
+    accelerator, temporaries are not the host's.
     """
     name = "GLIBC_TUNABLES"
     accelerators = [

@@ -197,9 +197,9 @@ def test_what_is_shown_often_is_answered_word_by_word(tmp_path: Path) -> None:
             shapes=1,
         ),
         optim=Optim(learning_rate=2e-3, warmup=20),
-        steps=150,
+        steps=300,
         batch_size=32,
-        eval_every=150,
+        eval_every=300,
         evals=(HeldOut(tune=True),),
     )
     metrics = train.run(config, tmp_path / "runs").metrics
