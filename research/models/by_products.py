@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from research import sharding
 from research.models.layers import mix, scramble
 
 
@@ -95,11 +96,15 @@ def forward(
     kept = drop_pairs(shares, rate, drop)
     found = product("bg...ts,bgsk->bg...tk", kept.astype(value.dtype), value)
     found = checkpoint_name(found, "attention")
-    return found, (query, key, value, mask, shares, kept, found)
+    # To draw again what was dropped takes less memory, and on a CPU more time.
+    again = drop if sharding.platform() != "cpu" else None
+    return found, (query, key, value, mask, shares, again or kept, found)
 
 
 def backward(rate: float, saved: Any, slope: jax.Array) -> tuple[Any, ...]:
     query, key, value, mask, shares, kept, found = saved
+    if isinstance(kept, Drop):
+        kept = drop_pairs(shares, rate, kept)
     low = slope.astype(value.dtype)
     by_value = product("bg...ts,bg...tk->bgsk", kept.astype(value.dtype), low)
     by_kept = product("bg...tk,bgsk->bg...ts", low, value)
