@@ -27,8 +27,15 @@ STEELMAN = {
 }
 
 
-class InOrder(Trainer):
-    """A Trainer that keeps the order of its rows."""
+class Asked(Trainer):
+    """A Trainer whose predictions come in the order of the rows, also where it groups by length."""
+
+    def _get_eval_sampler(self, dataset):
+        return torch.utils.data.SequentialSampler(dataset)
+
+
+class InOrder(Asked):
+    """One that trains in the order of the rows, too."""
 
     def _get_train_sampler(self, *_):
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -125,7 +132,7 @@ def fit(given, model, train, dev, collator, tell, *, examples):
             **(STEELMAN if given.steelman else {}),
         )
         steps, collator = Steps(given.evaluate_every), Counted(collator)
-        trainer = (Trainer if given.steelman else InOrder)(
+        trainer = (Asked if given.steelman else InOrder)(
             model=model,
             args=arguments,
             train_dataset=train,
