@@ -210,3 +210,23 @@ def test_the_rival_makes_the_same_vectors(tmp_path: Path) -> None:
         found = bench.theirs(1, settings)
         assert found["score"] == pytest.approx(1, abs=1e-5 if found["dtype"] == "float32" else 1e-2)
         assert found["warm_first_step_seconds"] > 0 and 0 <= found["padding"] < 1
+
+
+@pytest.mark.parity
+def test_rivals_answer_in_the_order_of_the_rows_at_any_settings(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    workshop.write_rows(tmp_path)
+    texts = [line.split("\t")[0] for line in (tmp_path / "train.tsv").read_text().splitlines()[1:]]
+    given = ["--init-from", str(write_bert(tmp_path, texts, 80)), "--data.text", "sentence"]
+    for split in ("train", "dev"):
+        given += [f"--data.{split}", str(tmp_path / f"{split}.tsv")]
+    options = SimpleNamespace(workload="sst2", target=None, cold=True, rival_python=sys.executable)
+    bench = turns.prepare(options, [*given, "--optim.learning-rate", "1e-9"], tmp_path)
+    bench.workload.write(bench.config, tmp_path, 1)
+    script = [sys.executable, str(turns.RIVALS / bench.workload.rival)]
+    script += bench.workload.arguments(bench.config, tmp_path, 1)
+    told = []
+    for settings in ("default", "steelman"):
+        output, _ = ours.call([*script, *turns.SETTINGS[settings]], {"HF_HUB_OFFLINE": "1"})
+        told.append(np.array(json.loads(output.splitlines()[-1])["outputs"])[:, 0])
+    assert np.corrcoef(*told)[0, 1] > 0.99
