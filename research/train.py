@@ -178,7 +178,8 @@ class Loop:
         self.pending = (means, batch, sharding.sizes(batch, self.mesh))
         self.step += 1
         due = self.boundary()
-        if due or self.journal.memory["nonfinite"]:
+        # The first step's are not to wait for another program that the second may need.
+        if due or self.journal.memory["nonfinite"] or not self.first_step:
             self.note()
         return due
 
