@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.models import layers
+from research.models import layers, products
 from research.models.by_products import Drop, drop_pairs
 from research.models.layers import Dense
 
@@ -63,7 +63,7 @@ class RelativeAttention(nn.Module):
 
     heads: int
     dropout: float
-    dtype: layers.Dtype = "auto"
+    dtype: products.Dtype = "auto"
 
     @nn.compact
     def __call__(

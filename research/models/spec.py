@@ -8,7 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from research.errors import ConfigError
-from research.models import layers
+from research.models import layers, products
 from research.models.attention import Backend
 
 
@@ -70,7 +70,7 @@ class Spec:
     attention: Literal["auto"] | Backend = "auto"
     scan: bool = False
     remat: bool | Literal["attention", "mlp"] = False
-    dtype: layers.Dtype = "auto"
+    dtype: products.Dtype = "auto"
 
     def make_norm(self, name: str | None = None) -> nn.Module:
         """The norm this trunk uses, over the last axis."""

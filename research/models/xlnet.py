@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from research import activations, sharding
 from research.errors import ConfigError
-from research.models import layers
+from research.models import layers, products
 from research.models.attention import attention_mask
 from research.models.layers import ACTIVATIONS, Dense, Embedding
 from research.models.pooling import Trunk, at
@@ -47,7 +47,7 @@ class XLNetSpec:
     dropout: float = 0.1
     scan: bool = False
     remat: bool = False
-    dtype: layers.Dtype = "auto"
+    dtype: products.Dtype = "auto"
 
     # Properties of the architecture, and nobody's choice.
     @property
