@@ -47,7 +47,9 @@ class Config:
     steps; left out, evaluation is once an epoch and at the end, and saving goes with it.
     `data_seed` decides the order of the examples, None for `seed`, which decides all else. A run
     without progress for `hang_after` seconds ends itself with exit code 5. `spikes` takes back
-    steps whose loss jumps (`--spikes spikes --spikes.sigma 5`).
+    steps whose loss jumps (`--spikes spikes --spikes.sigma 5`). A run with products in eight bits
+    (`--task.backbone.spec.dtype float8`) is refused where its first losses differ by more than
+    `float8_tolerance` of those in bfloat16.
     """
 
     name: str
@@ -72,13 +74,14 @@ class Config:
     seed: int = 0
     data_seed: int | None = None
     hang_after: float = 3600.0
+    float8_tolerance: float = 0.02
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot go together."""
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("config: give either steps or epochs, and not both")
         positive = ("batch_size", "microbatches", "log_every", "keep", "eval_every", "save_every")
-        for name in (*positive, "steps", "epochs", "patience", "hang_after"):
+        for name in (*positive, "steps", "epochs", "patience", "hang_after", "float8_tolerance"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"config: {name} is {value}, but must be positive")

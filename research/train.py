@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from research import audit, hosts, initialize, replay, results, sharding
+from research import audit, gate, hosts, initialize, replay, results, sharding
 from research.assemble import assemble
 from research.checkpoint import Checkpoints
 from research.config import Config
@@ -119,6 +119,8 @@ class Loop:
         restored = self.checkpoints.restore(self.assembly.state, latest)
         if restored is None:
             self.journal.recall(blank(), -1)
+            if seen := gate.check(self.assembly, self.batches, self.mesh, self.key):
+                self.journal.say(seen)
             self.state = self.assembly.begin(self.journal.say)
         else:
             results.same_data(restored.meta["data"], self.batches.fingerprint, self.directory)

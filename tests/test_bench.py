@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import workshop
@@ -20,6 +22,8 @@ from research import initialize
 from research.bench import embedding, machine, ours, tables, turns
 from research.bench.pretraining import PRETRAINING
 from research.config import Config, load_config
+from research.data.corpus import Corpus
+from research.data.texts import Texts
 from research.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +33,8 @@ def small(name: str, folder: Path) -> Config:
     """A workload's config of 3 steps on small texts, 16 wide."""
     workload = PRETRAINING[name]
     widths = {"width": 16, "depth": 1, "heads": 2, "hidden": 32, "vocab-size": 80}
+    if name.startswith("llama"):
+        widths["kv-heads"] = 1
     flags = list(workload.same)
     for part in ("backbone", "generator") if name == "rtd" else ("backbone",):
         for option, value in widths.items():
@@ -36,6 +42,7 @@ def small(name: str, folder: Path) -> Config:
     config = load_config(ROOT / "configs" / f"{workload.config}.py", flags)
     rows = {"train": str(folder / "train.tsv"), "dev": str(folder / "dev.tsv")}
     tokenizer = str(folder / "tokenizer.json")
+    assert isinstance(config.data, Corpus | Texts)
     data = dataclasses.replace(
         config.data, **rows, text="sentence", tokenizer=tokenizer, max_length=15
     )
@@ -61,8 +68,30 @@ def test_the_rival_is_given_our_tokens_step_by_step(name: str, tmp_path: Path) -
         "clm": "LlamaForCausalLM",
         "plm": "XLNetLMHeadModel",
         "rtd": "ElectraForPreTraining",
+        "bert_large": "BertForMaskedLM",
+        "gpt2": "GPT2LMHeadModel",
+        "gpt2_xl": "GPT2LMHeadModel",
+        "llama_8b": "LlamaForCausalLM",
+        "llama_8b_lora": "LlamaForCausalLM",
     }
     assert said["architectures"] == [classes[name]]
+    given = PRETRAINING[name].arguments(config, tmp_path, 5)
+    assert ("--lora-rank" in given) == (name == "llama_8b_lora")
+
+
+@pytest.mark.parametrize("name", ["bert_large", "gpt2", "gpt2_xl", "llama_8b", "llama_8b_lora"])
+def test_workloads_of_a_gpu_are_of_the_published_sizes(name: str) -> None:
+    workload = PRETRAINING[name]
+    config = load_config(ROOT / "configs" / f"{workload.config}.py", list(workload.same))
+    rows = {key: jax.ShapeDtypeStruct((1, 8), jnp.int32) for key in ("tokens", "positions")}
+    rows |= dict.fromkeys(("segments", "ids", "starts", "lengths"), rows["tokens"])
+    spec = config.task.backbone.spec
+    shapes = jax.eval_shape(lambda: config.task.backbone.init(jax.random.key(0), rows))["params"]
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    sizes = {"bert_large": 335e6, "gpt2": 124e6, "gpt2_xl": 1558e6}
+    assert count == pytest.approx(sizes.get(name, 8030e6), rel=0.01)
+    assert config.data.max_length == {"bert": 512, "gpt2": 1024, "llam": 4096}[name[:4]]
+    assert config.steps == 40 and spec.vocab_size > 6000
 
 
 @pytest.mark.parity

@@ -1,4 +1,8 @@
-"""Pre-training from nothing, beside a plain loop of PyTorch over the same class and tokens."""
+"""Pre-training from nothing, beside a plain loop of PyTorch over the same class and tokens.
+
+Those of two CPU cores are small; those of one GPU are the shapes that others report figures of, on
+whole blocks of the English that every Python carries.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from research.config import Config
 from research.data.vocabulary import load_tokenizer
 from research.models.pretrained import electra
 from research.models.pretrained.export import family_for
+from research.strategies import LoRA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,11 @@ class Pretraining:
         optim = config.optim
         found = [self.kind, str(folder), "--seed", str(seed), "--warmup", str(optim.warmup)]
         found += ["--learning-rate", str(optim.learning_rate), "--clip", str(optim.clip or 0)]
-        return [*found, "--weight-decay", str(optim.weight_decay)]
+        found += ["--weight-decay", str(optim.weight_decay)]
+        adapt = config.adapt
+        if isinstance(adapt, LoRA):
+            found += ["--lora-rank", str(adapt.rank), "--lora-alpha", str(adapt.alpha)]
+        return found
 
     def grade(self, outputs: float, folder: Path) -> float:
         """The rival's mean loss, which it tells."""
@@ -79,13 +88,29 @@ def sizes(task: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def blocks(batch_size: int) -> tuple[str, ...]:
+    """Overrides: 40 steps on blocks that are one example each, and need no files."""
+    data = {"train": "stdlib:passages", "dev": "stdlib:areas-dev", "tokenizer": "stdlib:6000"}
+    data |= {"segments": "blocks"}
+    flags = [word for name, value in data.items() for word in (f"--data.{name}", value)]
+    return (*flags, "--steps", "40", "--batch-size", str(batch_size))
+
+
+TOKENS = ("--task.unit", "token", "--task.backbone.spec.token-types", "2")
+UNENDED = ("--data.end", "None")
+SMALL = {"width": 768, "depth": 12, "heads": 12, "hidden": 3072, "scan": False, "remat": False}
+GPT2 = tuple(w for name, n in SMALL.items() for w in (f"--task.backbone.spec.{name}", str(n)))
+LORA = ("--adapt", "lora", "--adapt.rank", "16")
 PRETRAINING = {
-    "mlm": Pretraining(
-        config="pretrain_mlm",
-        kind="masked",
-        same=("--task.unit", "token", "--task.backbone.spec.token-types", "2"),
-    ),
+    "mlm": Pretraining(config="pretrain_mlm", kind="masked", same=TOKENS),
     "clm": Pretraining(config="pretrain_clm", kind="causal"),
     "plm": Pretraining(config="pretrain_plm", kind="permutation", same=("--task.spans", "5")),
     "rtd": Pretraining(config="pretrain_rtd", kind="replaced"),
+    "bert_large": Pretraining(config="bert_large", kind="masked", same=(*blocks(64), *TOKENS)),
+    "gpt2": Pretraining(config="gpt2_xl", kind="causal", same=(*blocks(32), *UNENDED, *GPT2)),
+    "gpt2_xl": Pretraining(config="gpt2_xl", kind="causal", same=(*blocks(16), *UNENDED)),
+    "llama_8b": Pretraining(config="llama_8b", kind="causal", same=(*blocks(4), *UNENDED)),
+    "llama_8b_lora": Pretraining(
+        config="llama_8b", kind="causal", same=(*blocks(4), *UNENDED, *LORA)
+    ),
 }

@@ -33,10 +33,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 
-# Heads start as BERT's. Kernels inside a trunk keep the variance of their input, and tables hold
-# vectors of unit length: 0.02, meant for a width of 768, leaves narrow trunks all but linear and
-# their tied logits all but flat, so that masked LM stays at unigrams for very long.
-small_normal = nn.initializers.truncated_normal(0.02)
+# Heads start as those of transformers. Kernels inside a trunk keep the variance of their input, and
+# tables hold vectors of unit length: 0.02, meant for a width of 768, leaves narrow trunks all but
+# linear and their tied logits all but flat, so that masked LM stays at unigrams for very long.
+small_normal = nn.initializers.normal(0.02)
 keep_variance = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 

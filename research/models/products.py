@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from research import sharding
+from research.models import float8
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float8"]
 
 # Fewer rows of x do not pay for a copy of W in bfloat16.
 ROWS = 32
@@ -39,17 +40,22 @@ def product_dtype(dtype: Dtype) -> jnp.dtype:
         asked: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         exact = asked in ("float32", "highest")
         dtype = "bfloat16" if native and not exact else "float32"
-    return jnp.dtype(dtype)
+    return jnp.dtype(float8.FORWARD if dtype == "float8" else dtype)
 
 
 def compute_dtype(dtype: Dtype) -> jnp.dtype:
-    """What lies between products: their dtype on accelerators, float32 on a CPU."""
-    return jnp.dtype("float32") if sharding.platform() == "cpu" else product_dtype(dtype)
+    """What lies between products: float32 on a CPU; on accelerators the dtype of the products, or
+    bfloat16 between those in eight bits."""
+    if sharding.platform() == "cpu":
+        return jnp.dtype("float32")
+    return product_dtype("bfloat16" if dtype == "float8" else dtype)
 
 
 def multiply(x: jax.Array, kernel: jax.Array, dtype: Dtype) -> jax.Array:
     """x W, summed in float32: [..., D] by [D, F] -> [..., F] in `compute_dtype`."""
     low, out = product_dtype(dtype), compute_dtype(dtype)
+    if dtype == "float8":
+        return float8.multiply(x, kernel).astype(out)
     if low == out:
         return plain(x.astype(low), kernel.astype(low)).astype(out)
     if x.size < ROWS * x.shape[-1]:

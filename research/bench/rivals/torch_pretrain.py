@@ -5,7 +5,8 @@
 FOLDER holds train<N>.jsonl, one {"tokens": [[id, ...], ...]} a step, tokenizer.json, config.json
 and, for replaced tokens, generator.json. Inputs are made by the collators of transformers.
 `--steelman` is fused AdamW, in bfloat16 where the processor multiplies in it; `--compiled` adds
-torch.compile.
+torch.compile; `--lora-rank` leaves the class as it is and trains what peft adds to queries and
+values. A GPU is taken where there is one.
 """
 
 import time
@@ -41,6 +42,8 @@ def options():
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--warmup", type=float, default=0.1)
     parser.add_argument("--clip", type=float, default=1.0)
+    parser.add_argument("--lora-rank", type=int, default=0)
+    parser.add_argument("--lora-alpha", type=float, default=16.0)
     parser.add_argument("--steelman", action="store_true")
     parser.add_argument("--compiled", action="store_true")
     given = parser.parse_args()
@@ -52,6 +55,15 @@ def build(path, name=None):
     """A model of a config.json, of the class that it names."""
     kind = getattr(transformers, name or json.loads(path.read_text())["architectures"][0])
     return kind(kind.config_class.from_json_file(path))
+
+
+def adapted(model, rank, alpha):
+    """The model frozen, beside what peft's LoRA adds to it."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=["q_proj", "v_proj"])
+    )
 
 
 def tokenizer_of(folder):
@@ -119,10 +131,15 @@ def main():
     lines = (given.folder / f"train{given.seed}.jsonl").read_text().splitlines()
     steps = [json.loads(line)["tokens"] for line in lines]
     replaced = given.kind == "replaced"
-    model = Replaced(given.folder) if replaced else build(given.folder / "config.json")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        model = Replaced(given.folder) if replaced else build(given.folder / "config.json")
+    if given.lora_rank:
+        model = adapted(model, given.lora_rank, given.lora_alpha)
     make = inputs_of(given.kind, tokenizer)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        learning,
         given.learning_rate,
         weight_decay=given.weight_decay,
         fused=given.steelman,
@@ -136,18 +153,21 @@ def main():
         left = (len(steps) - step) / max(1, len(steps) - warmup)
         for group in optimizer.param_groups:
             group["lr"] = given.learning_rate * min(1.0, (step + 1) / warmup, left)
-        inputs = make(rows)
+        inputs = {name: value.to(device) for name, value in make(rows).items()}
         cells += inputs["input_ids"].numel()
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
             found = run(**inputs)
         loss = found if replaced else found.loss
         optimizer.zero_grad()
         loss.backward()
         if given.clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), given.clip)
+            torch.nn.utils.clip_grad_norm_(learning, given.clip)
         optimizer.step()
-        losses.append(loss.item())
-        first = first or time.monotonic() - STARTED
+        losses.append(loss.detach())
+        if first is None:
+            losses[0].item()
+            first = time.monotonic() - STARTED
+    losses = torch.stack(losses).tolist()
     seconds = time.monotonic() - began
     tokens = sum(len(row) for rows in steps for row in rows)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] if given.compiled else 0
