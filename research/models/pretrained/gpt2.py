@@ -82,7 +82,8 @@ FAMILY = Family(
     to_spec=to_spec,
     to_config=to_config,
     trunk=Architecture(name="GPT2Model", prefixed=False),
-    tasks=architectures("GPT2"),
+    # The one decoder here whose language model is not named after its task.
+    tasks=architectures("GPT2") | {"CausalLM": Architecture(name="GPT2LMHeadModel")},
     buffers=(r"\.attn\.bias$", r"\.attn\.masked_bias$"),
     tied=TIED,
     special_tokens={
