@@ -119,13 +119,18 @@ def with_kept_memory() -> None:
     between. glibc reads this only when a process starts (its manual, Tunables). Beside an
     accelerator, temporaries are not the host's.
     """
-    name = "GLIBC_TUNABLES"
+    name, ours = "GLIBC_TUNABLES", "GRAFT_KEPT_MEMORY"
+    if os.environ.pop(ours, None):
+        # In force by now, and not for what this process starts: a rival of a bench, say.
+        del os.environ[name]
+        return
     accelerators = [
         at for kind in ("nvidia[0-9]*", "accel*", "kfd") for at in Path("/dev").glob(kind)
     ]
     if sys.platform == "linux" and not accelerators and name not in os.environ and sys.orig_argv:
         tunables = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}", "arena_max=1")
         os.environ[name] = ":".join(f"glibc.malloc.{tunable}" for tunable in tunables)
+        os.environ[ours] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -214,3 +215,23 @@ def test_the_command_itself_exits_with_the_code() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (2, "graft: nothing.py: no such file\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the malloc in question is glibc's")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.arena_max=2"])
+def test_memory_is_kept_by_this_process_and_not_by_those_it_starts(own: str | None) -> None:
+    """A rival of a bench is to have its own malloc; what a user sets holds for all."""
+    told = """import os, pathlib
+pathlib.Path.glob = lambda *_: []
+import launch
+launch.with_kept_memory()
+began = pathlib.Path("/proc/self/environ").read_text().split(chr(0))
+print(*[entry for entry in began if entry.startswith("GLIBC_TUNABLES")])
+print(os.environ.get("GLIBC_TUNABLES"), "GRAFT_KEPT_MEMORY" in os.environ)"""
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": own} if own else {}
+    command = [sys.executable, "-c", told]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    began, after = done.stdout.splitlines()
+    assert began == f"GLIBC_TUNABLES={own}" if own else "hugetlb=1" in began
+    assert after == f"{own} False"
