@@ -97,7 +97,7 @@ def test_workloads_of_a_gpu_are_of_the_published_sizes(name: str) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", PRETRAINING)
+@pytest.mark.parametrize("name", ["mlm", "clm", "plm", "rtd", "gpt2", "llama_8b_lora"])
 def test_the_rival_begins_where_chance_is(name: str, tmp_path: Path) -> None:
     """log V for words, and log 2 for replacements besides."""
     pytest.importorskip("torch", reason="torch is not installed")
