@@ -6,6 +6,11 @@
 Entity F1 on CoNLL-2003 (or any file of its format), by seed: on a Transformer that comes
 pre-trained (DIR: any BERT directory), and on a BiLSTM over words and characters from scratch
 (Lample et al., 2016; Ma & Hovy, 2016). Everything but the head is the same on both sides.
+
+With all-MiniLM-L6-v2, 2,000 sentences, two epochs, three seeds: linear 0.757 ± 0.008, CRF 0.825 ±
+0.002. BiLSTM, all sentences, three epochs: 0.815 ± 0.007, 0.873 ± 0.003; of 2,000 sentences in two
+epochs it learns nothing. Three pairs cannot get below p = 0.25 by sign flips; by t-test 0.003,
+0.009.
 """
 
 from __future__ import annotations
