@@ -6,6 +6,12 @@
 The labels of `train`, BANKING77's intents say, are put in a random order and thinned, the last to
 1 / skew of the first, geometrically in between (Cui et al., 2019; Cao et al., 2019); `test` is left
 as it is. Macro F1 is what a user with rare labels cares for. DIR: any BERT directory.
+
+BANKING77, 1 : 30, all-MiniLM-L6-v2, three seeds (`--skews 30 --most 30 --seeds 3 --learning-rate
+5e-4`, 10 minutes): cross entropy 0.325 ± 0.006, label smoothing 0.334, focal 0.343, logit
+adjustment 0.390 ± 0.004, class-balanced 0.519 ± 0.039, balanced weights 0.526 ± 0.039, re-sampling
+0.649 ± 0.024: all above cross entropy (p < 0.02 by t-test; three pairs flip no sign below 0.25).
+In some 60 steps nothing is learned to the end, so part of this is the speed of learning.
 """
 
 from __future__ import annotations
