@@ -122,7 +122,7 @@ def with_kept_memory() -> None:
     name, ours = "GLIBC_TUNABLES", "GRAFT_KEPT_MEMORY"
     if os.environ.pop(ours, None):
         # In force by now, and not for what this process starts: a rival of a bench, say.
-        del os.environ[name]
+        os.environ.pop(name, None)
         return
     accelerators = [
         at for kind in ("nvidia[0-9]*", "accel*", "kfd") for at in Path("/dev").glob(kind)

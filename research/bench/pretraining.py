@@ -88,18 +88,22 @@ def sizes(task: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def flags(of: str, **values: object) -> tuple[str, ...]:
+    """Overrides of the fields of one part of a config."""
+    return tuple(word for name, value in values.items() for word in (f"--{of}.{name}", str(value)))
+
+
 def blocks(batch_size: int) -> tuple[str, ...]:
     """Overrides: 40 steps on blocks that are one example each, and need no files."""
-    data = {"train": "stdlib:passages", "dev": "stdlib:areas-dev", "tokenizer": "stdlib:6000"}
-    data |= {"segments": "blocks"}
-    flags = [word for name, value in data.items() for word in (f"--data.{name}", value)]
-    return (*flags, "--steps", "40", "--batch-size", str(batch_size))
+    files = {"train": "stdlib:passages", "dev": "stdlib:areas-dev", "tokenizer": "stdlib:6000"}
+    data = flags("data", **files, segments="blocks", end=None)
+    return (*data, "--steps", "40", "--batch-size", str(batch_size))
 
 
 TOKENS = ("--task.unit", "token", "--task.backbone.spec.token-types", "2")
-UNENDED = ("--data.end", "None")
-SMALL = {"width": 768, "depth": 12, "heads": 12, "hidden": 3072, "scan": False, "remat": False}
-GPT2 = tuple(w for name, n in SMALL.items() for w in (f"--task.backbone.spec.{name}", str(n)))
+GPT2 = flags(
+    "task.backbone.spec", width=768, depth=12, heads=12, hidden=3072, scan=False, remat=False
+)
 LORA = ("--adapt", "lora", "--adapt.rank", "16")
 PRETRAINING = {
     "mlm": Pretraining(config="pretrain_mlm", kind="masked", same=TOKENS),
@@ -107,10 +111,8 @@ PRETRAINING = {
     "plm": Pretraining(config="pretrain_plm", kind="permutation", same=("--task.spans", "5")),
     "rtd": Pretraining(config="pretrain_rtd", kind="replaced"),
     "bert_large": Pretraining(config="bert_large", kind="masked", same=(*blocks(64), *TOKENS)),
-    "gpt2": Pretraining(config="gpt2_xl", kind="causal", same=(*blocks(32), *UNENDED, *GPT2)),
-    "gpt2_xl": Pretraining(config="gpt2_xl", kind="causal", same=(*blocks(16), *UNENDED)),
-    "llama_8b": Pretraining(config="llama_8b", kind="causal", same=(*blocks(4), *UNENDED)),
-    "llama_8b_lora": Pretraining(
-        config="llama_8b", kind="causal", same=(*blocks(4), *UNENDED, *LORA)
-    ),
+    "gpt2": Pretraining(config="gpt2_xl", kind="causal", same=(*blocks(32), *GPT2)),
+    "gpt2_xl": Pretraining(config="gpt2_xl", kind="causal", same=blocks(16)),
+    "llama_8b": Pretraining(config="llama_8b", kind="causal", same=blocks(4)),
+    "llama_8b_lora": Pretraining(config="llama_8b", kind="causal", same=(*blocks(4), *LORA)),
 }

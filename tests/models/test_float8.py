@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from research.models import float8, products
 from research.models.products import compute_dtype, multiply, product_dtype
@@ -37,9 +36,7 @@ def test_values_and_gradients_are_sums_of_rounded_factors() -> None:
     for found, want in zip(jax.jit(with_gradients)(X, KERNEL), wanted):
         assert found.dtype == jnp.float32
         size = np.abs(want).max()
-        np.testing.assert_allclose(
-            np.reshape(found, want.shape) / size, want / size, rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(np.reshape(found, want.shape) / size, want / size, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -59,25 +56,6 @@ def test_zeros_stay_zeros_and_what_is_not_finite_is_not_hidden() -> None:
     assert not np.asarray(multiply(0 * X, KERNEL, "float8")).any()
     for bad in (jnp.inf, jnp.nan):
         assert not np.isfinite(multiply(X.at[0, 0, 0].set(bad), KERNEL, "float8")).all()
-
-
-def test_kernels_at_once_are_each_alone() -> None:
-    many = jax.jit(jax.vmap(with_gradients))(jnp.stack([X, -9 * X]), jnp.stack([KERNEL, KERNEL**2]))
-    for n, (x, kernel) in enumerate(((X, KERNEL), (-9 * X, KERNEL**2))):
-        for found, alone in zip(many, with_gradients(x, kernel)):
-            np.testing.assert_allclose(found[n], alone, rtol=1e-5, atol=1e-6)
-
-
-def test_a_mesh_changes_nothing() -> None:
-    kinds = (AxisType.Auto,) * 2
-    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), devices=jax.devices()[:4], axis_types=kinds)
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    kernels = NamedSharding(mesh, PartitionSpec("fsdp"))
-    with jax.set_mesh(mesh):
-        given = jax.device_put(X, rows), jax.device_put(KERNEL, kernels)
-        spread = jax.jit(with_gradients, out_shardings=(rows, rows, kernels))(*given)
-    for found, alone in zip(spread, jax.jit(with_gradients)(X, KERNEL)):
-        np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_what_lies_between_products_is_wider(monkeypatch) -> None:

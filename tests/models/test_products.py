@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -20,8 +21,8 @@ KERNEL = jax.random.normal(KEYS[1], (32, 48))
 SLOPE = jax.random.normal(KEYS[2], (4, 16, 48))
 
 
-def with_gradients(x, kernel):
-    y, back = jax.vjp(lambda x, kernel: multiply(x, kernel, "bfloat16"), x, kernel)
+def with_gradients(x, kernel, dtype="bfloat16"):
+    y, back = jax.vjp(lambda x, kernel: multiply(x, kernel, dtype), x, kernel)
     return y, *back(SLOPE)
 
 
@@ -46,26 +47,30 @@ def test_few_vectors_are_multiplied_in_float32() -> None:
     assert np.abs(many[::2] - X[0] @ KERNEL).max() > 1e-3
 
 
-def test_many_kernels_at_once_are_each_alone() -> None:
-    many = jax.jit(jax.vmap(with_gradients))(jnp.stack([X, -X]), jnp.stack([KERNEL, 2 * KERNEL]))
-    for n, (x, kernel) in enumerate(((X, KERNEL), (-X, 2 * KERNEL))):
-        for found, alone in zip(many, with_gradients(x, kernel)):
-            np.testing.assert_allclose(found[n], alone, rtol=1e-5, atol=1e-4)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_many_kernels_at_once_are_each_alone(dtype) -> None:
+    found = jax.jit(functools.partial(with_gradients, dtype=dtype))
+    many = jax.jit(jax.vmap(found))(jnp.stack([X, -9 * X]), jnp.stack([KERNEL, 2 * KERNEL]))
+    for n, (x, kernel) in enumerate(((X, KERNEL), (-9 * X, 2 * KERNEL))):
+        for together, alone in zip(many, found(x, kernel)):
+            np.testing.assert_allclose(together[n], alone, rtol=1e-5, atol=1e-4)
 
 
-def test_a_mesh_changes_nothing_and_gathers_no_activations() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_a_mesh_changes_nothing_and_gathers_no_activations(dtype) -> None:
     kinds = (AxisType.Auto,) * 2
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), devices=jax.devices()[:4], axis_types=kinds)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     kernels = NamedSharding(mesh, PartitionSpec("fsdp"))
+    both = functools.partial(with_gradients, dtype=dtype)
     with jax.set_mesh(mesh):
         given = jax.device_put(X, rows), jax.device_put(KERNEL, kernels)
-        program = jax.jit(with_gradients, out_shardings=(rows, rows, kernels))
+        program = jax.jit(both, out_shardings=(rows, rows, kernels))
         text = program.lower(*given).compile().as_text()
         spread = program(*given)
     gathered = re.findall(r"\[([\d,]+)\]\S* all-gather\(", text)
     assert gathered and all(sorted(shape.split(",")) == ["32", "48"] for shape in gathered)
-    for found, alone in zip(spread, with_gradients(X, KERNEL)):
+    for found, alone in zip(spread, jax.jit(both)(X, KERNEL)):
         np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-4)
 
 
