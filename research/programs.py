@@ -10,6 +10,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from research import hosts
+from research.scale import flops
 
 
 class Program:
@@ -22,6 +23,7 @@ class Program:
         self.function, self.donate = function, donate
         self.executables: dict[Any, jax.stages.Compiled] = {}
         self.seconds = 0.0
+        self.costs: list[float] = []
 
     def __call__(self, state: Any, batch: dict[str, jax.Array], key: jax.Array) -> Any:
         return self.compiled(state, batch, key)(state, batch, key)
@@ -44,14 +46,15 @@ class Program:
                 # The new state takes the place of the old: left to itself, XLA may shard it anew.
                 same = jax.tree.map(lambda leaf: leaf.sharding, state)
                 jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(same, told))
-            self.executables[kind] = jitted.lower(state, batch, key).compile()
+            traced = jitted.trace(state, batch, key)
+            self.costs.append(flops.flops(traced.jaxpr))
+            self.executables[kind] = traced.lower().compile()
             self.seconds += time.monotonic() - started
         return self.executables[kind]
 
     def flops(self) -> float:
-        """Floating-point operations of the costliest executable, as XLA counts them."""
-        costs = [executable.cost_analysis() for executable in self.executables.values()]
-        return max((cost.get("flops", 0.0) for cost in costs if cost), default=0.0)
+        """Of the matrix products of the costliest executable, over all devices (see `flops.py`)."""
+        return max(self.costs, default=0.0)
 
     def temporary_mb(self) -> float | None:
         """Memory of the costliest executable besides its arguments and results, in MB (10^6 bytes);

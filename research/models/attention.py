@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from research import activations, sharding
 from research.errors import ConfigError
-from research.models import kernels
+from research.models import kernels, products, tiles
 from research.models.by_products import Drop, by_products
 
 Backend = Literal["xla", "cudnn", "tokamax", "splash"]
@@ -97,11 +97,14 @@ def attend(
     rate: float = 0.0,
     noise: jax.Array | None = None,
     backend: Backend | Literal["auto"] = "xla",
+    dtype: products.Dtype = "auto",
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al., 2017) with grouped key and value heads.
 
     query [B, T, H, K]; key, value [B, S, G, K], H a multiple of G. `noise` uint32 [B, T] drops
-    probabilities at `rate`. Returns [B, T, H, K]; what padding is given means nothing.
+    probabilities at `rate`. `dtype` is what products run in where a
+    CPU has many pairs to score. Returns [B, T, H, K];
+    what padding is given means nothing.
 
     Raises ConfigError where a kernel that is asked for by name cannot do what the call asks.
     """
@@ -114,7 +117,11 @@ def attend(
         raise ConfigError(f"task.backbone.spec.attention is {backend!r}, but {reason}")
     if backend == "xla" or seen.segments is None:
         drop = None if noise is None else Drop(noise, seen.positions)
-        return by_products(query, key, value, seen.mask, rate, drop)
+        if query.shape[1] < products.ROWS or not tiles.pays(query, key):
+            return by_products(query, key, value, seen.mask, rate, drop)
+        low = products.factor_dtype(dtype)
+        asked, keys, values = (x.astype(low) for x in (query, key, value))
+        return tiles.by_tiles(asked, keys, values, seen.mask, rate, drop).astype(query.dtype)
     if backend == "tokamax":
         ordered = rows.causal and rows.in_order and not (rows.ahead or rows.added)
         found = kernels.tokamax(query, key, value, seen.mask, causal=ordered)

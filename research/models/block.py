@@ -160,8 +160,13 @@ class Attention(nn.Module):
         if self.has_variable("params", "prefix_key"):
             key, value, mask, positions = grafts.prefixed(self, key, value, *seen[:2])
             seen = Seen(mask, positions, seen.segments, replace(seen.rows, added=True))
-        rate = spec.attention_dropout
-        y = attend(query, key, value, seen, rate=rate, noise=asking, backend=spec.attention)
+        y = attend(
+            *(query, key, value, seen),
+            rate=spec.attention_dropout,
+            noise=asking,
+            backend=spec.attention,
+            dtype=spec.dtype,
+        )
         y = y.reshape(*y.shape[:-2], spec.heads * width)
         return Dense(spec.width, spec.bias, spec.dtype, name="out")(y, asking), past, own
 

@@ -46,8 +46,11 @@ def product_dtype(dtype: Dtype) -> jnp.dtype:
 def compute_dtype(dtype: Dtype) -> jnp.dtype:
     """What lies between products: float32 on a CPU; on accelerators the dtype of the products, or
     bfloat16 between those in eight bits."""
-    if sharding.platform() == "cpu":
-        return jnp.dtype("float32")
+    return jnp.dtype("float32") if sharding.platform() == "cpu" else factor_dtype(dtype)
+
+
+def factor_dtype(dtype: Dtype) -> jnp.dtype:
+    """What activations are multiplied with each other in: as kernels are, but not in 8 bits."""
     return product_dtype("bfloat16" if dtype == "float8" else dtype)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from research import sharding
+from research.models import tiles
 from research.models.by_products import Drop, by_products, drop_pairs
+from research.models.tiles import by_tiles, largest, pays, tile
 
 B, T, S, G, K = 3, 7, 9, 2, 4
 KEYS = jax.random.split(jax.random.key(0), 6)
@@ -45,22 +47,70 @@ def defined(query, key, value, rate, drop):
     )
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("heads", [G, 3 * G])
-def test_values_and_gradients_are_those_of_the_definition(
-    heads: int, rate: float, platform: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A query that sees nothing included; on accelerators what was dropped is drawn again."""
-    monkeypatch.setattr(sharding, "platform", lambda: platform)
+def check(function, heads: int, rate: float, seen: jax.Array) -> None:
+    """Values, and the gradients where the slope of what is not `seen` is nought."""
     drop = DROP if rate else None
     arrays = given(heads)
     slope = jax.random.normal(KEYS[5], arrays[0].shape)
     wanted, back = jax.vjp(lambda *a: defined(*a, rate, drop), *arrays)
-    found, ours = jax.vjp(lambda *a: by_products(*a, MASK, rate, drop), *arrays)
+    found, ours = jax.vjp(lambda *a: function(*a, MASK, rate, drop), *arrays)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    for one, other in zip(ours(slope), back(slope)):
+    for one, other in zip(ours(slope), back(jnp.where(seen, slope, 0.0))):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("heads", [G, 3 * G])
+def test_values_and_gradients_are_those_of_the_definition(heads: int, rate: float) -> None:
+    """A query that sees nothing included."""
+    check(by_products, heads, rate, jnp.array(True))
+
+
+@pytest.mark.parametrize("scores", [0, 3 * T * S, 6 * T * S, 12 * T * S, 18 * T * S])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("heads", [G, 3 * G])
+def test_so_are_those_of_tiles(heads: int, rate: float, scores: int, monkeypatch) -> None:
+    """Of one head, of a row, of all; but a query that sees nothing passes no gradient on."""
+    monkeypatch.setattr(tiles, "TILE", scores)
+    check(by_tiles, heads, rate, MASK.any(axis=-1)[..., None, None])
+
+
+@pytest.mark.parametrize("function", [by_products, by_tiles])
+def test_gradients_of_gradients_are_those_of_the_definition(function) -> None:
+    def size(attention):
+        def loss(*arrays):
+            return jnp.sum(
+                jnp.where(MASK.any(axis=-1)[..., None, None], attention(*arrays), 0) ** 2
+            )
+
+        def slopes(*arrays):
+            return sum(jnp.sum(by**2) for by in jax.grad(loss, argnums=(0, 1, 2))(*arrays))
+
+        return jax.grad(slopes, argnums=(0, 1, 2))(*given(G))
+
+    wanted = size(lambda *arrays: defined(*arrays, 0.0, None))
+    for one, other in zip(size(lambda *arrays: function(*arrays, MASK)), wanted):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_tile_holds_what_a_cache_does_and_divides_the_rows(monkeypatch) -> None:
+    assert tile(24, 12, 128 * 128) == (4, 12)
+    assert tile(7, 12, 128 * 128) == (1, 12)
+    assert tile(4, 12, 512 * 512) == (1, 4)
+    assert tile(4, 12, 2048 * 2048) == (1, 1)
+    assert [largest(12, most) for most in (0, 1, 5, 11, 12, 99)] == [1, 1, 4, 6, 12, 12]
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    assert tile(24, 12, 128 * 128) == (24, 12)
+
+
+def test_tiles_are_for_many_pairs_on_a_cpu_and_for_all_elsewhere(monkeypatch) -> None:
+    def pay(rows: int, tokens: int) -> bool:
+        heads = jnp.zeros((rows, tokens, 12, 1))
+        return pays(heads, heads)
+
+    assert [pay(*shape) for shape in ((6, 80), (16, 384), (99, 127), (32, 128))] == [0, 1, 0, 1]
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    assert pay(6, 80)
 
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
