@@ -115,9 +115,10 @@ def with_kept_memory() -> None:
     """Starts this process anew with a malloc that keeps what it was given, unless told otherwise.
 
     XLA on a CPU takes its temporaries anew every step. Mapped afresh, faulting them in is a good
-    part of the step; so they come from the heap, in huge pages, and nothing is given back in
-    between. glibc reads this only when a process starts (its manual, Tunables). Beside an
-    accelerator, temporaries are not the host's.
+    part of a short step; so they come from the heap, in huge pages, and nothing is given back in
+    between, up to the size from which `programs.map_large_blocks` has them mapped after all. glibc
+    reads this only when a process starts (its manual, Tunables). Beside an accelerator, temporaries
+    are not the host's.
     """
     name, ours = "GLIBC_TUNABLES", "GRAFT_KEPT_MEMORY"
     if os.environ.pop(ours, None):
@@ -128,7 +129,8 @@ def with_kept_memory() -> None:
         at for kind in ("nvidia[0-9]*", "accel*", "kfd") for at in Path("/dev").glob(kind)
     ]
     if sys.platform == "linux" and not accelerators and name not in os.environ and sys.orig_argv:
-        tunables = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}", "arena_max=1")
+        kept = ("mmap_max=0", f"mmap_threshold={2**25}", f"trim_threshold={2**40}", "arena_max=1")
+        tunables = ("hugetlb=1", *kept)
         os.environ[name] = ":".join(f"glibc.malloc.{tunable}" for tunable in tunables)
         os.environ[ours] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

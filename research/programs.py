@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research import hosts
+from research import hosts, sharding
 from research.scale import flops
+
+# What large temporaries are, in MB, and glibc's M_MMAP_MAX with the value it has by itself.
+LARGE_MB = 256.0
+MMAP_MAX, USUAL = -4, 65536
 
 
 class Program:
@@ -49,6 +54,8 @@ class Program:
             traced = jitted.trace(state, batch, key)
             self.costs.append(flops.flops(traced.jaxpr))
             self.executables[kind] = traced.lower().compile()
+            if sharding.platform() == "cpu" and (self.temporary_mb() or 0.0) > LARGE_MB:
+                map_large_blocks()
             self.seconds += time.monotonic() - started
         return self.executables[kind]
 
@@ -62,3 +69,14 @@ class Program:
         found = [executable.memory_analysis() for executable in self.executables.values()]
         sizes = [memory.temp_size_in_bytes / 1e6 for memory in found if memory is not None]
         return round(max(sizes), 3) if sizes else None
+
+
+def map_large_blocks() -> None:
+    """Has malloc map what is large again, and give it back, where `launch.py` told it not to.
+
+    Large temporaries would leave holes in the heap that the next ones do not fit into, until the
+    process holds them three times over; and beside their steps, to fault them in costs nothing
+    that can be measured. Nothing is done where malloc is not glibc's.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(MMAP_MAX, USUAL)
