@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research import sharding
 from research.models import tiles
@@ -76,6 +79,30 @@ def test_so_are_those_of_tiles(heads: int, rate: float, scores: int, monkeypatch
 
 
 @pytest.mark.parametrize("function", [by_products, by_tiles])
+def test_shards_of_rows_and_heads_need_nothing_of_each_other(function) -> None:
+    mesh = sharding.MeshSpec(data=4, tensor=2).build()
+    rows, heads = PartitionSpec(sharding.ROWS), PartitionSpec(sharding.ROWS, None, "tensor")
+    arrays = tuple(jax.random.normal(key, (8, 32, 2 * G, K)) for key in KEYS[:4])
+    mask = jax.random.bernoulli(KEYS[4], 0.6, (8, 32, 32)).at[:, :, 0].set(True)
+    positions = jnp.broadcast_to(jnp.arange(32, dtype=jnp.int32), (8, 32))
+    drop = Drop(jax.random.bits(KEYS[5], (8, 32)), positions)
+
+    def run(query, key, value, slope, mask, drop):
+        found, back = jax.vjp(lambda *a: function(*a, mask, 0.3, drop), query, key, value)
+        return found, *back(slope)
+
+    wanted = jax.jit(run)(*arrays, mask, drop)
+    with jax.set_mesh(mesh):
+        shards = jax.device_put(arrays, NamedSharding(mesh, heads))
+        others = jax.device_put((mask, drop), NamedSharding(mesh, rows))
+        compiled = jax.jit(run).lower(*shards, *others).compile()
+        found = compiled(*shards, *others)
+    for one, other in zip(found, wanted):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert not re.search("all-gather|all-reduce|all-to-all", compiled.as_text())
+
+
+@pytest.mark.parametrize("function", [by_products, by_tiles])
 def test_gradients_of_gradients_are_those_of_the_definition(function) -> None:
     def size(attention):
         def loss(*arrays):
@@ -91,6 +118,20 @@ def test_gradients_of_gradients_are_those_of_the_definition(function) -> None:
     wanted = size(lambda *arrays: defined(*arrays, 0.0, None))
     for one, other in zip(size(lambda *arrays: function(*arrays, MASK)), wanted):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_many_at_once_are_each_alone(monkeypatch) -> None:
+    """Replicates, whose rows a tile then has of all of them."""
+    monkeypatch.setattr(tiles, "TILE", 3 * T * S)
+    many = tuple(jnp.stack([x, 2.0 * x]) for x in given(G))
+
+    def run(*arrays):
+        found, back = jax.vjp(lambda *a: by_tiles(*a, MASK, 0.3, DROP), *arrays)
+        return found, *back(found)
+
+    for n in range(2):
+        for together, alone in zip(jax.vmap(run)(*many), run(*(x[n] for x in many))):
+            np.testing.assert_allclose(together[n], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_tile_holds_what_a_cache_does_and_divides_the_rows(monkeypatch) -> None:
