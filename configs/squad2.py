@@ -4,9 +4,10 @@
     ... --data.train dev-v2.0.json.xz                      one file: a fifth of its articles is dev
     ... --data.train train-v2.0.json --data.dev dev-v2.0.json
 
-Device: one GPU. On two busy CPU cores all-MiniLM-L6-v2 took 12 minutes for 1,000 questions, one
-epoch at 2e-4 and 1,263 questions of dev (32 steps): F1 0.489, which is that of never answering. So
-few teach it only how many questions have no answer; the whole of SQuAD 2.0 has not been trained.
+Device: one GPU. On two CPU cores all-MiniLM-L6-v2 learns XQuAD's 942 English questions, all of
+which have answers, in five epochs at 5e-4 (148 steps, 13 minutes on a busy machine): EM 0.322 and
+F1 0.446 on the 258 of other articles. 1,000 questions of SQuAD 2.0, half of them without an answer,
+teach it no more in an epoch than how many have none: F1 0.489, which is that of never answering.
 """
 
 from research.config import Config

@@ -273,13 +273,3 @@ def fingerprint(value: Any) -> str:
     """16 hex digits that change whenever any field does."""
     text = json.dumps(describe(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """What differs between two descriptions: ["optim.learning_rate: 1e-05 -> 3e-05", ...]."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for name in sorted(old.keys() | new.keys()):
-            found += differences(old.get(name), new.get(name), f"{prefix}.{name}".lstrip("."))
-        return found
-    return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]

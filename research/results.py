@@ -10,6 +10,7 @@ from research import config as configs
 from research import hosts, runs
 from research.config import Config
 from research.data.tokenize import load_tokenizer
+from research.differences import differences
 from research.errors import ConfigError
 from research.journal import Clock
 from research.programs import Program
@@ -28,7 +29,7 @@ def claim(directory: RunDirectory, config: Config) -> dict[str, Any] | None:
         keep_tokenizer(config, Path(directory.path))
         return None
     if held["fingerprint"] != described["fingerprint"]:
-        changes = "; ".join(configs.differences(held["config"], described["config"])[:5])
+        changes = "; ".join(differences(held["config"], described["config"])[:5])
         raise ConfigError(
             f"{directory.path} holds a run of another config ({changes}): "
             "choose another --name, or delete it"
@@ -55,7 +56,7 @@ def same_everywhere(config: Config, batches: Any) -> None:
     mine = {"config": configs.describe(config), "data": batches.fingerprint}
     told = hosts.gathered(mine)
     for number, other in enumerate(told):
-        if changes := configs.differences(told[0]["config"], other["config"])[:5]:
+        if changes := differences(told[0]["config"], other["config"])[:5]:
             raise ConfigError(
                 f"hosts: process {number} has another config than process 0: {'; '.join(changes)}"
             )

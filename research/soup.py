@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from research import average, manifest, runs
 from research import config as configs
 from research.checkpoint import Checkpoints
+from research.differences import differences
 from research.errors import ConfigError
 from research.results import keep_tokenizer
 
@@ -53,7 +54,7 @@ def soup(paths: Sequence[str | Path], target: str | Path) -> Path:
 
 def same_model(first: Path, other: Path, ours: Any, theirs: Any) -> None:
     """Raises ConfigError where the parameters of two runs do not mean the same."""
-    changes = configs.differences(ours["task"], theirs["task"], "task")
+    changes = differences(ours["task"], theirs["task"], "task")
     if changes:
         raise ConfigError(f"{first} and {other} are of different tasks ({'; '.join(changes[:3])})")
     tokenizers = [path / "tokenizer" / "tokenizer.json" for path in (first, other)]

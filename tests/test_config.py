@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 
 from research import config as configs
-from research.adapt import HeadOnly
+from research.adapt import Full, HeadOnly
 from research.config import Config
 from research.data.texts import Texts
+from research.differences import brief, differences
 from research.errors import ConfigError
 from research.evaluate import HeldOut
 from research.models.transformer import Spec, Transformer
@@ -127,9 +129,27 @@ def test_a_written_config_constructs_dataclasses_only(kind: str) -> None:
 
 def test_differences_name_the_field() -> None:
     other = dataclasses.replace(CONFIG, optim=Optim(learning_rate=2e-3))
-    assert configs.differences(configs.describe(CONFIG), configs.describe(other)) == [
+    assert differences(configs.describe(CONFIG), configs.describe(other)) == [
         "optim.learning_rate: 0.001 -> 0.002"
     ]
+
+
+def test_another_class_of_settings_is_one_difference_written_as_code() -> None:
+    def said(old, new):
+        return differences({"of": configs.describe(old)}, {"of": configs.describe(new)})
+
+    assert said(Full(), LoRA(rank=4)) == ["of: Full() -> LoRA(rank=4)"]
+    both = said(HeadOnly(), Full() | LoRA(rank=4))
+    assert both == ["of: HeadOnly() -> Both(left=Full(), right=LoRA(rank=4))"]
+    assert said(LoRA(rank=4), LoRA(rank=2)) == ["of.rank: 4 -> 2"]
+    assert said(None, tuple("abcdefg")) == ["of: None -> [7 values]"]
+    assert said(("a", 1.5), ()) == ["of: ['a', 1.5] -> []"]
+
+
+def test_a_class_that_is_no_more_is_written_with_all_that_is_known_of_it() -> None:
+    gone = {"type": "research.elsewhere:Gone", "rank": 4, "inner": {"type": "a_file:Loss"}}
+    assert brief(gone) == "Gone(rank=4, inner=Loss())"
+    assert "a_file" not in sys.modules
 
 
 def test_a_strategy_is_chosen_by_its_name_and_then_has_its_fields() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from research import config as configs
 from research import runs
 from research.config import Config
+from research.differences import differences
 from research.errors import ConfigError
 from research.replicate import replicate
 from research.study.page import Details, Page
@@ -134,7 +135,7 @@ def changes(first: Any, other: Any) -> Cell:
     """How a described config differs from another, but for what tells one run from the next."""
     found = [
         change
-        for change in configs.differences(first, other)
+        for change in differences(first, other)
         if not change.startswith(tuple(f"{name}:" for name in IDENTITY))
     ]
     return "; ".join(found) or None
