@@ -13,6 +13,12 @@ self-training, by its own confident labels of target texts; and source rows weig
 they look like the target (a domain classifier's odds, Shimodaira, 2000). The ceiling learns from
 the target's labels; nothing else reads them but the test. Proxy A-distances (Ben-David et al.,
 2010) say how far domains lie apart. DIR: any BERT directory.
+
+`--small --pairs 'books>kitchen_housewares'`, all-MiniLM-L6-v2, three seeds, 7 minutes on two busy
+cores, accuracy on 200 kitchen reviews: source only 0.555 ± 0.056, importance weights 0.507 ± 0.025,
+MMD 0.527 ± 0.003, self-training 0.573 ± 0.071, DANN 0.580 ± 0.041, DAPT 0.587 ± 0.060, TAPT 0.597 ±
+0.064, CORAL 0.612 ± 0.055, the target's labels 0.752 ± 0.028 (p = 0.01 by t-test). In 30 steps of
+two blocks no remedy is told from the source alone (p > 0.06); proxy A-distance 1.83.
 """
 
 from __future__ import annotations

@@ -10,6 +10,14 @@ nearest class mean, Snell et al., 2017) on the trunk as it is, and prototypes on
 contrastive pairs and then a ridge (SetFit, Tunstall et al., 2022, whose head is a logistic
 regression), and the word at a mask (Schick & Schütze, 2021; Gao et al., 2021, whose seeds the
 default ones are). All see the same k rows of a seed, and none sees others. DIR: any BERT directory.
+
+`--small` on BANKING77 (77 labels, k = 8), all-MiniLM-L6-v2, three seeds, 5 minutes on two busy
+cores, accuracy on 300 rows: prototypes 0.798 ± 0.010, nearest neighbours 0.783 ± 0.012, ridge 0.779
+± 0.017, pairs and then a ridge 0.771 ± 0.015; after 30 steps a head alone reaches 0.300 ± 0.079,
+LoRA 0.188, BitFit 0.182, all of two blocks 0.121 ± 0.016, though prototypes on the latter 0.790: so
+few steps teach the head nothing, and cost the trunk nothing. FewRel, 5 ways, 1 and 5 shots: as it
+is 0.669 ± 0.071 and 0.842 ± 0.079, fine-tuned by cross entropy on other relations 0.701 ± 0.093 and
+0.856 ± 0.088 (p = 0.03 by sign flips over both, 0.19 after Holm), by SupCon no better.
 """
 
 from __future__ import annotations
