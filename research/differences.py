@@ -6,6 +6,8 @@ import dataclasses
 import sys
 from typing import Any
 
+import flax.linen as nn
+
 from research import config as configs
 from research.errors import ConfigError
 
@@ -53,13 +55,16 @@ def defaults(kind: str | None) -> dict[str, Any]:
     if kind is None or not (module in sys.modules or module.startswith("research.")):
         return {}
     try:
-        fields = dataclasses.fields(configs.find_type(kind))
+        found = configs.find_type(kind)
     except (ConfigError, ImportError):
         return {}
-    found = {}
-    for field in fields:
-        if field.default is not dataclasses.MISSING:
-            found[field.name] = configs.describe(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            found[field.name] = configs.describe(field.default_factory())
-    return found
+    usual = {}
+    for field in dataclasses.fields(found):
+        value = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        # Linen gives its modules a parent and a name, which no config tells.
+        own = issubclass(found, nn.Module) and field.name in ("parent", "name")
+        if value is not dataclasses.MISSING and not own:
+            usual[field.name] = configs.describe(value)
+    return usual

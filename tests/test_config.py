@@ -146,6 +146,12 @@ def test_another_class_of_settings_is_one_difference_written_as_code() -> None:
     assert said(("a", 1.5), ()) == ["of: ['a', 1.5] -> []"]
 
 
+def test_a_task_is_written_as_it_would_be_in_a_config() -> None:
+    task = Classify(pool="mean", backbone=Transformer(Spec(vocab_size=9, depth=1)))
+    said = brief(configs.describe(task))
+    assert said == "Classify(backbone=Transformer(spec=Spec(vocab_size=9, depth=1)), pool='mean')"
+
+
 def test_a_class_that_is_no_more_is_written_with_all_that_is_known_of_it() -> None:
     gone = {"type": "research.elsewhere:Gone", "rank": 4, "inner": {"type": "a_file:Loss"}}
     assert brief(gone) == "Gone(rank=4, inner=Loss())"
