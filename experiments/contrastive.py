@@ -9,6 +9,13 @@ the same labelled rows (SupCon, Khosla et al., 2020), then a linear layer on the
 fine-tuning by cross entropy; and SimCSE first (Gao et al., 2021), which reads the rows of `shots`
 without their labels. Gunel et al. saw gains at 20 labels a class that were gone at 1,000. DIR: any
 BERT directory.
+
+`--small` on BANKING77 (77 labels, k = 8, 30 steps), all-MiniLM-L6-v2, three seeds, 5 minutes on two
+busy cores, accuracy on 300 rows: cross entropy 0.230 ± 0.037, with R-Drop 0.232, with SupCon 0.058
+± 0.013 (p = 0.02 by t-test), SupCon and then cross entropy 0.233, SimCSE and then cross entropy
+0.246 ± 0.035 (+0.016, p = 0.03), SupCon and then a linear layer 0.594 ± 0.042 (p = 0.0003), whose
+rate is thirty times as high. None passes Holm's correction by sign flips of three pairs. So few
+steps do not teach a head of 77 labels: they say nothing of the ends that longer runs come to.
 """
 
 from __future__ import annotations
