@@ -129,8 +129,7 @@ def with_kept_memory() -> None:
         at for kind in ("nvidia[0-9]*", "accel*", "kfd") for at in Path("/dev").glob(kind)
     ]
     if sys.platform == "linux" and not accelerators and name not in os.environ and sys.orig_argv:
-        kept = ("mmap_max=0", f"mmap_threshold={2**25}", f"trim_threshold={2**40}", "arena_max=1")
-        tunables = ("hugetlb=1", *kept)
+        tunables = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}", "arena_max=1")
         os.environ[name] = ":".join(f"glibc.malloc.{tunable}" for tunable in tunables)
         os.environ[ours] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -23,7 +23,12 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         for name in sorted(old.keys() | new.keys()):
             found += differences(old.get(name), new.get(name), f"{prefix}.{name}".lstrip("."))
         return found
-    return [] if old == new else [f"{prefix}: {brief(old)} -> {brief(new)}"]
+    if old == new:
+        return []
+    told = brief(old), brief(new)
+    # Long lists, and classes of one name, are told apart by all that there is of them.
+    was, now = told if told[0] != told[1] else (repr(old), repr(new))
+    return [f"{prefix}: {was} -> {now}"]
 
 
 def alike(old: Any, new: Any) -> bool:

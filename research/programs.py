@@ -13,9 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research import hosts, sharding
 from research.scale import flops
 
-# What large temporaries are, in MB, and glibc's M_MMAP_MAX with the value it has by itself.
+# What large temporaries are, in MB.
 LARGE_MB = 256.0
-MMAP_MAX, USUAL = -4, 65536
+# glibc's M_MMAP_THRESHOLD and M_MMAP_MAX: the largest size it lets blocks be mapped from, which it
+# comes to by itself where large ones are given back, and how many it maps by itself.
+MAPPING = ((-3, 2**25), (-4, 65536))
 
 
 class Program:
@@ -72,11 +74,13 @@ class Program:
 
 
 def map_large_blocks() -> None:
-    """Has malloc map what is large again, and give it back, where `launch.py` told it not to.
+    """Has malloc map blocks of 32 MiB and more, and give them back, though `launch.py` told it not
+    to; what it does with others is as it was.
 
     Large temporaries would leave holes in the heap that the next ones do not fit into, until the
     process holds them three times over; and beside their steps, to fault them in costs nothing
     that can be measured. Nothing is done where malloc is not glibc's.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(MMAP_MAX, USUAL)
+        for parameter, value in MAPPING:
+            mallopt(parameter, value)

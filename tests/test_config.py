@@ -144,6 +144,8 @@ def test_another_class_of_settings_is_one_difference_written_as_code() -> None:
     assert said(LoRA(rank=4), LoRA(rank=2)) == ["of.rank: 4 -> 2"]
     assert said(None, tuple("abcdefg")) == ["of: None -> [7 values]"]
     assert said(("a", 1.5), ()) == ["of: ['a', 1.5] -> []"]
+    (long,) = said(tuple("abcdefg"), tuple("abcdefx"))
+    assert "'f', 'g'] -> [" in long and long.endswith("'f', 'x']")
 
 
 def test_a_task_is_written_as_it_would_be_in_a_config() -> None:

@@ -14,7 +14,7 @@ import pytest
 from research import programs
 from research.programs import Program
 
-# What is mapped and not of the heap, in MB, while a block of 64 MB is held, and after it.
+# What is mapped and not of the heap, in MB, while a block of so many MB is held, and after it.
 SCRIPT = """
 import ctypes
 from research.programs import map_large_blocks
@@ -24,29 +24,31 @@ Info = type("Info", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for 
 libc = ctypes.CDLL(None)
 libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
 
-def mapped():
-    block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(2**26)))
-    held = libc.mallinfo2().hblkhd >> 20
+def mapped(size):
+    before = libc.mallinfo2().hblkhd
+    block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size << 20)))
+    held = libc.mallinfo2().hblkhd
     libc.free(block)
-    return held, libc.mallinfo2().hblkhd >> 20
+    return (held - before) >> 20, (libc.mallinfo2().hblkhd - before) >> 20
 
-print(*mapped())
+print(*mapped(64))
 map_large_blocks()
-print(*mapped())
+print(*mapped(64), *mapped(16))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-def test_large_blocks_leave_the_heap_again() -> None:
-    kept = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.mmap_threshold={2**25}"}
+@pytest.mark.parametrize(("told", "before"), [("glibc.malloc.mmap_max=0", "0 0"), ("", "64 0")])
+def test_large_blocks_are_mapped_and_others_stay_on_the_heap(told: str, before: str) -> None:
+    """As `launch.py` starts a process, and in one that was told nothing."""
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env=dict(os.environ) | kept,
+        env=dict(os.environ) | {"GLIBC_TUNABLES": told},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert run.stdout.splitlines() == ["0 0", "64 0"]
+    assert run.stdout.splitlines() == [before, "64 0 0 0"]
 
 
 def test_only_a_program_with_large_temporaries_asks_for_it(monkeypatch) -> None:

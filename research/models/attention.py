@@ -102,9 +102,8 @@ def attend(
     """Scaled dot-product attention (Vaswani et al., 2017) with grouped key and value heads.
 
     query [B, T, H, K]; key, value [B, S, G, K], H a multiple of G. `noise` uint32 [B, T] drops
-    probabilities at `rate`. `dtype` is what products run in where a
-    CPU has many pairs to score. Returns [B, T, H, K];
-    what padding is given means nothing.
+    probabilities at `rate`. `dtype` is what products run in where a CPU has many pairs to score.
+    Returns [B, T, H, K]; what padding is given means nothing.
 
     Raises ConfigError where a kernel that is asked for by name cannot do what the call asks.
     """
