@@ -138,9 +138,10 @@ def test_a_run_thaws_as_its_scores_stall_and_resumes_bit_for_bit(
         monkeypatch.setattr(train.Loop, "advance", stop_at_once)
     monkeypatch.setattr(train.Loop, "advance", advance)
     resumed = train.run(config(folder), folder / "cut")
-    for path, leaf in flatten_dict(load_tree(whole.path / "checkpoints", "", 12), sep="/").items():
-        other = flatten_dict(load_tree(resumed.path / "checkpoints", "", 12), sep="/")[path]
-        np.testing.assert_array_equal(other, leaf, err_msg=path)
+    ended, again = (flatten_dict(load_tree(r.path / "checkpoints", "", 12), sep="/")
+                    for r in (whole, resumed))  # fmt: skip
+    for path, leaf in ended.items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
     told = [[{k: v for k, v in row.items() if k != "time"} for row in runs.read_metrics(r.path)]
             for r in (whole, resumed)]  # fmt: skip
     assert told[0] == told[1]
