@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from research import initialize
+from research.adapt import Strategy
 from research.config import Config
+from research.optim import Optim
 from research.step import Program, TrainState, abstract_state, make_step
 
 
@@ -35,8 +39,22 @@ class Assembly:
 
 def assemble(config: Config, rows: Any, mesh: Mesh) -> Assembly:
     """The step of a resolved config for batches of the shapes of `rows`."""
-    steps = config.steps or 0
-    params = initialize.abstract_params(config.task, rows, mesh, config.adapt)
-    state, create = abstract_state(config.optim, config.adapt, steps, params, mesh)
-    program = make_step(config.task, config.optim, config.adapt, steps, config.microbatches)
-    return Assembly(config, rows, params, state, create, program)
+    kind = (config.task, config.optim, config.adapt, config.steps or 0, config.microbatches)
+    return Assembly(config, rows, *parts(*kind, initialize.shapes_of(rows), mesh))
+
+
+# The runs of an arm differ in seed and data alone: nothing is traced or compiled for a second one.
+@functools.lru_cache(maxsize=32)
+def parts(
+    task: nn.Module,
+    optim: Optim,
+    adapt: Strategy,
+    steps: int,
+    microbatches: int,
+    rows: initialize.Shapes,
+    mesh: Mesh,
+) -> tuple[Any, Any, Callable[[Any], TrainState], Program]:
+    """The fields of an Assembly from `params` on."""
+    params = initialize.abstract_params(task, dict(rows), mesh, adapt)
+    state, create = abstract_state(optim, adapt, steps, params, mesh)
+    return params, state, create, make_step(task, optim, adapt, steps, microbatches)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -27,6 +28,8 @@ from research.models.spec import check_tables
 from research.strategies.merge import merge, unmerged
 
 FULL = Full()
+# The arrays of a batch by name, in order, as jax.ShapeDtypeStruct.
+Shapes: TypeAlias = tuple[tuple[str, Any], ...]
 
 
 def is_run(path: str | Path) -> bool:
@@ -111,6 +114,12 @@ def open_training(config: Config, mesh: Mesh) -> Any:
     return batches
 
 
+def shapes_of(batch: Any) -> Shapes:
+    """What a batch is told by where only its shapes matter, and that can be a key."""
+    told = ((name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in batch.items())
+    return tuple(sorted(told))
+
+
 def initialize(task: nn.Module, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, Any]:
     """Parameters from scratch, as a nested dict."""
     return task.init({"params": key, "noise": key}, batch, train=False)["params"]
@@ -160,18 +169,11 @@ def starting_params(
     wanted = {path: leaf for path, leaf in everything.items() if not ADDED.search(path)}
     abstract = unflatten_dict(wanted, sep="/")
     own: dict[str, Any] = {}
-    shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
     rules = config.adapt.rules(everything)
 
     def fresh(paths: Iterable[str]) -> dict[str, jax.Array]:
-        # What is not asked for is neither compiled nor drawn.
-        def draw(key: jax.Array) -> dict[str, jax.Array]:
-            flat = flatten_dict(initialize(config.task, shapes, key), sep="/")
-            return {path: flat[path] * rules[path].initial for path in paths}
-
-        shardings = {path: wanted[path].sharding for path in paths}
-        drawn: Any = jax.jit(draw, out_shardings=shardings)(jax.random.key(config.seed))
-        return drawn
+        asked = tuple((path, rules[path].initial, wanted[path].sharding) for path in paths)
+        return drawer(config.task, shapes_of(batch), asked)(jax.random.key(config.seed))
 
     if config.init_from is None:
         drawn = with_vectors(config, fresh(tuple(wanted)), report)
@@ -190,6 +192,23 @@ def starting_params(
         )
     report(f"{config.init_from}: {account}")
     return grown(config, redrawn(config, flatten_dict(params, sep="/"), fresh), everything, own)
+
+
+# Runs that differ in seed alone are drawn by one compiled function.
+@functools.lru_cache(maxsize=32)
+def drawer(
+    task: nn.Module, rows: Shapes, asked: tuple[tuple[str, float, Any], ...]
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """From a key, the parameters by path that are `asked` for with a factor and a sharding; no
+    others are compiled or drawn."""
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        batch: Any = {name: np.zeros(x.shape, x.dtype) for name, x in rows}
+        flat = flatten_dict(initialize(task, batch, key), sep="/")
+        return {path: flat[path] * factor for path, factor, _ in asked}
+
+    drawn: Any = jax.jit(draw, out_shardings={path: sharding for path, _, sharding in asked})
+    return drawn
 
 
 def redrawn(config: Config, loaded: Flat, fresh: Callable[[Iterable[str]], Flat]) -> Flat:

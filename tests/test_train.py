@@ -17,7 +17,7 @@ import pytest
 import workshop
 from flax.traverse_util import flatten_dict
 
-from research import runs, train
+from research import initialize, runs, train
 from research.adapt import HeadOnly
 from research.checkpoint import load_tree
 from research.errors import ConfigError, LockedError, NonFiniteError, PreemptedError, StorageError
@@ -94,6 +94,17 @@ def test_two_runs_of_one_config_are_equal(whole: train.Result, folder: Path) -> 
     assert told(again.path) == told(whole.path)
     other = train.run(workshop.config(folder, seed=1), folder / "other")
     assert told(other.path) != told(whole.path)
+
+
+def test_a_run_that_differs_in_seed_alone_traces_nothing(
+    whole: train.Result, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def traced(*_: Any) -> Any:
+        raise AssertionError("parameters are initialised by what was compiled for another seed")
+
+    monkeypatch.setattr(initialize, "initialize", traced)
+    other = train.run(workshop.config(folder, seed=1), tmp_path)
+    assert told(other.path)[0]["loss"] != told(whole.path)[0]["loss"]
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 11])
