@@ -58,6 +58,7 @@ class Program:
             self.executables[kind] = traced.lower().compile()
             if sharding.platform() == "cpu" and (self.temporary_mb() or 0.0) > LARGE_MB:
                 map_large_blocks()
+            give_back()
             self.seconds += time.monotonic() - started
         return self.executables[kind]
 
@@ -84,3 +85,13 @@ def map_large_blocks() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for parameter, value in MAPPING:
             mallopt(parameter, value)
+
+
+def give_back() -> None:
+    """Gives the system the free memory that malloc holds, wherever in the heap it lies.
+
+    Compiling leaves as much behind as a small model takes, in pieces that large arrays do not fit
+    into. Nothing is done where malloc is not glibc's.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

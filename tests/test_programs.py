@@ -1,4 +1,5 @@
-"""Compiled programs: those with large temporaries have malloc map large blocks again."""
+"""Compiled programs and memory: what compiling took is given back, and those with large temporaries
+have malloc map large blocks again."""
 
 from __future__ import annotations
 
@@ -37,7 +38,47 @@ print(*mapped(64), *mapped(16))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+# Resident MB with 200 blocks of one, without every second of them, and once these are given back.
+HOLES = """
+import ctypes
+from pathlib import Path
+from research.programs import give_back
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+
+def resident():
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x]
+    return int(line.split()[1]) >> 10
+
+blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(1 << 20))) for _ in range(200)]
+for block in blocks:
+    ctypes.memset(block, 1, 1 << 20)
+print(resident())
+for block in blocks[::2]:
+    libc.free(block)
+print(resident())
+give_back()
+print(resident())
+"""
+
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+
+
+@of_glibc
+def test_what_is_free_between_what_is_held_is_given_back() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", HOLES],
+        env=dict(os.environ) | {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole, freed, given = map(int, run.stdout.split())
+    assert freed > whole - 20 and given < whole - 80
+
+
+@of_glibc
 @pytest.mark.parametrize(("told", "before"), [("glibc.malloc.mmap_max=0", "0 0"), ("", "64 0")])
 def test_large_blocks_are_mapped_and_others_stay_on_the_heap(told: str, before: str) -> None:
     """As `launch.py` starts a process, and in one that was told nothing."""
