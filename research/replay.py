@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from research import config as configs
@@ -15,6 +18,7 @@ from research.assemble import assemble
 from research.checkpoint import Checkpoints
 from research.config import Config
 from research.errors import ConfigError, NonFiniteError
+from research.sharding import MeshSpec
 
 
 def give_up(
@@ -45,7 +49,7 @@ def replay(run: str | Path) -> dict[str, float]:
         raise ConfigError(f"{run}: has no replay bundle; only a run that ended with exit 3 has one")
     config: Config = configs.build(runs.read_config(run)["config"])
     batch = load_file(bundle / "batch.safetensors")
-    mesh = config.mesh.build()
+    mesh = mesh_for(config, len(batch["tokens"]))
     with jax.set_mesh(mesh):
         assembly = assemble(config, batch, mesh)
         restored = Checkpoints(bundle / "checkpoints").restore(assembly.state)
@@ -54,3 +58,15 @@ def replay(run: str | Path) -> dict[str, float]:
         key = jax.random.key(config.seed)
         _, means = assembly.program(restored.state, sharding.put(batch, mesh), key)
     return {name: float(mean.value) for name, mean in jax.device_get(means).items()}
+
+
+def mesh_for(config: Config, rows: int) -> Mesh:
+    """The run's mesh; on other devices than the run's, as many of them as the rows of its batch can
+    be spread over. A step is the same on any mesh."""
+    pieces = rows // config.microbatches
+    with contextlib.suppress(ConfigError):
+        mesh = config.mesh.build()
+        if pieces % sharding.row_shards(mesh) == 0:
+            return mesh
+    devices = jax.devices()
+    return MeshSpec().build(devices[: math.gcd(pieces, len(devices))])
