@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import math
@@ -23,6 +24,9 @@ Batch = dict[str, np.ndarray]
 
 # Examples up to which a run is planned step by step; a longer one is planned from a sample.
 PLANNED = 400_000
+# Whatever its seed, a run's shapes are chosen for steps in the order of seed 0: as many as it has,
+# and at least so many, in which most orders find what they need, but of no more examples than this.
+USUAL, USUAL_EXAMPLES = 64, 65_536
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,7 +167,16 @@ class Batches:
             shapes=self.arrangement.shapes,
             multiple=multiple,
             every=None if exact else self.lengths,
+            usual=self.usual() if self.shuffled else None,
         )
+
+    def usual(self) -> list[np.ndarray]:
+        """Lengths of the examples of steps as another run on these data has them, the same whatever
+        this run's seed."""
+        other = copy.copy(self)
+        other.seed, other.permutation = 0, functools.lru_cache(maxsize=2)(other.permute)
+        count = min(max(USUAL, self.steps), max(1, USUAL_EXAMPLES // self.batch_size))
+        return [self.lengths[other.examples_of(step)] for step in range(count)]
 
     def permute(self, epoch: int) -> np.ndarray:
         """The order of an epoch, int64 [units]: a function of (seed, epoch) alone.

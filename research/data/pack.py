@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ Layout = Literal["packed", "padded", "blocks"]
 Shape = tuple[int, int, int]
 
 TILE = 8
-# Steps that are tried with every candidate for T, and how many candidates there are.
+# Steps that are tried with every candidate for T.
 TRIED = 128
-CANDIDATES = 12
 # Attention's share grows with T: at this many tokens a row it costs as much as all the rest
 # (measured at a width of 384 on a CPU; wider trunks and accelerators mind less).
 ATTENTION = 512
@@ -117,16 +115,20 @@ def plan(
     shapes: int = 3,
     multiple: int = 1,
     every: np.ndarray | None = None,
+    usual: Sequence[np.ndarray] | None = None,
 ) -> Plan:
     """Static shapes for a run whose step s has examples of the lengths `steps[s]`.
 
-    T is `row_length`, or else the multiple of 8 that costs least; up to `shapes` values of B, each
-    divisible by `multiple`, are chosen to pad the fewest rows. Where `steps` are only a sample,
-    `every` holds the lengths of all examples there are, and up to two more shapes are added, the
-    last of which takes any step of as many examples as the largest in the sample. Raises
-    ConfigError where an example is longer than `row_length`.
+    T is `row_length`, or else what costs least; up to `shapes` values of B, each divisible by
+    `multiple`, are chosen to pad the fewest rows; M is a power of two. Chosen for the `usual` steps
+    of such a run where these are given, shapes grow only where `steps` do not fit: so runs that
+    differ in their order have one compiled program. Where `steps` are only a sample, `every` holds
+    the lengths of all examples there are, and up to two more shapes are added, the last of which
+    takes any step of as many examples as the largest in the sample. Raises ConfigError where an
+    example is longer than `row_length`.
     """
-    longest = max(int(lengths.max()) for lengths in steps)
+    judged = steps if usual is None else usual
+    longest = max(int(lengths.max()) for some in (steps, judged) for lengths in some)
     if every is not None:
         longest = max(longest, int(every.max()))
     if row_length is not None and row_length < longest:
@@ -135,19 +137,31 @@ def plan(
         )
     if layout == "padded":
         length = row_length or round_up(longest, TILE)
-        extents = [(len(lengths), 1) for lengths in steps]
     else:
-        length = row_length or choose_length(steps, longest, multiple, shapes)
-        extents = [extent(pack(lengths, length)[0]) for lengths in steps]
-    needed = np.array([round_up(rows, multiple) for rows, _ in extents])
-    most = max(count for _, count in extents)
-    sizes = choose_rows(needed, shapes)
+        length = row_length or choose_length(judged, longest, multiple, shapes, len(steps))
+    needed, most = needs(judged, layout, length, multiple)
+    sizes = choose_rows(needed, shapes, len(steps))
+    if usual is not None:
+        needed, more = needs(steps, layout, length, multiple)
+        sizes[-1], most = max(sizes[-1], int(needed.max())), max(most, more)
     found = [(size, length, most) for size in sizes]
     if every is not None and layout == "packed":
         found += rescue(found[-1], every, max(map(len, steps)), multiple)
     cells = rows_spent(needed, sizes) * length
     padding = 1 - sum(int(lengths.sum()) for lengths in steps) / cells
     return Plan(tuple(found), padding, layout)
+
+
+def needs(
+    steps: Sequence[np.ndarray], layout: Layout, length: int, multiple: int
+) -> tuple[np.ndarray, int]:
+    """The rows of `length` cells that every step takes, int64 [S], and a power of two that no row's
+    examples exceed: empty places cost nearly nothing."""
+    if layout == "padded":
+        return np.array([round_up(len(lengths), multiple) for lengths in steps]), 1
+    extents = [extent(pack(lengths, length)[0]) for lengths in steps]
+    most = max(count for _, count in extents)
+    return np.array([round_up(rows, multiple) for rows, _ in extents]), 1 << (most - 1).bit_length()
 
 
 def plan_blocks(
@@ -176,28 +190,38 @@ def rows_spent(needed: np.ndarray, sizes: list[int]) -> int:
     return int(np.asarray(sizes)[np.searchsorted(sizes, needed)].sum())
 
 
-def choose_length(steps: Sequence[np.ndarray], longest: int, multiple: int, shapes: int) -> int:
-    """The multiple of 8 from the longest example up at which the tried steps cost least.
+def choose_length(
+    steps: Sequence[np.ndarray], longest: int, multiple: int, shapes: int, count: int
+) -> int:
+    """The row length, of those that texts of other lengths have too, at which the tried steps cost
+    least; or what the longest example takes where that saves more than `WORTH` of it.
 
-    Cost is cells, with a surcharge for attention, which grows with the row.
+    Cost is cells, with a surcharge for attention, which grows with the row, in a run of `count`
+    steps.
     """
     tried = [steps[i] for i in np.linspace(0, len(steps) - 1, min(TRIED, len(steps))).astype(int)]
     tried = tried[: max(1, round(4096 * TRIED / 32 / max(map(len, tried))))]
     low = round_up(longest, TILE)
-    high = max(low, min(4 * low, round_up(max(int(lengths.sum()) for lengths in tried), TILE)))
-    spread = np.geomspace(low, high, CANDIDATES)
-    best, best_cost = low, math.inf
-    for length in sorted({round_up(round(value), TILE) for value in spread}):
+    high = max(low, min(4 * low, max(int(lengths.sum()) for lengths in tried)))
+
+    def cost(length: int) -> float:
         rows = [extent(pack(lengths, length)[0])[0] for lengths in tried]
         needed = np.array([round_up(count, multiple) for count in rows])
-        cost = (
-            rows_spent(needed, choose_rows(needed, shapes, len(steps)))
-            * length
-            * (1 + length / ATTENTION)
-        )
-        if cost < best_cost:
-            best, best_cost = length, cost
-    return best
+        spent = rows_spent(needed, choose_rows(needed, shapes, count))
+        return spent * length * (1 + length / ATTENTION)
+
+    common = [length for length in common_lengths(high) if length >= low]
+    costs = {length: cost(length) for length in common}
+    best = min(costs, key=lambda length: costs[length])
+    return low if cost(low) < (1 - WORTH) * costs[best] else best
+
+
+def common_lengths(high: int) -> list[int]:
+    """Multiples of 8, four to an octave, up to the first that is `high` or more."""
+    found = [TILE]
+    while found[-1] < high:
+        found.append(found[-1] + max(TILE, 1 << (found[-1].bit_length() - 3)))
+    return found
 
 
 def choose_rows(needed: np.ndarray, shapes: int, steps: int | None = None) -> list[int]:

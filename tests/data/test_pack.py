@@ -122,9 +122,13 @@ steps_of = st.lists(
     st.integers(1, 3),
     st.sampled_from([1, 2, 8]),
     st.sampled_from([None, 20, 64]),
+    st.one_of(st.none(), steps_of),
 )
-def test_every_step_fits_and_padding_is_what_is_said(steps, layout, shapes, multiple, row_length):
-    found = plan(steps, layout=layout, shapes=shapes, multiple=multiple, row_length=row_length)
+def test_every_step_fits_and_padding_is_what_is_said(
+    steps, layout, shapes, multiple, row_length, usual
+):
+    more = {"row_length": row_length, "usual": usual}
+    found = plan(steps, layout=layout, shapes=shapes, multiple=multiple, **more)
     cells = 0
     for lengths in steps:
         row, start = found.place(lengths)
