@@ -183,7 +183,13 @@ def climb(term: Any, row: Any, plain: Any, first: np.ndarray) -> float:
     return ask(delta, 0)[0] if isinstance(term, Pgd) else float(np.mean(losses))
 
 
-ATTACKS = [Fgm(), Pgd(epsilon=0.5), FreeLB(epsilon=0.5, step=0.3), Vat(), Smart()]
+ATTACKS = [
+    Fgm(epsilon=1.0),
+    Pgd(epsilon=0.5, step=0.3),
+    FreeLB(epsilon=0.5, step=0.3),
+    Vat(epsilon=1.0),
+    Smart(epsilon=0.1, step=0.1, sigma=0.01),
+]
 
 
 @pytest.mark.parametrize("term", ATTACKS, ids=lambda term: term.name)
