@@ -6,6 +6,10 @@
 SST-2's files, or any with a text and a label. Put your own loss in the place of `Bounded`: the
 class is all there is to write, its fields are options of the command line of any config that uses
 it, and nothing else knows of it. DIR: any BERT directory.
+
+SST-2, `--limit 768` (24 steps), all-MiniLM-L6-v2, ten seeds, 6 minutes on two busy cores: accuracy
+0.766 ± 0.020 by cross-entropy, 0.756 ± 0.031 by the bounded loss, -0.010 with p = 0.33 by sign
+flips: no difference seen, and 68 pairs would be needed to see one of this size.
 """
 
 from __future__ import annotations
