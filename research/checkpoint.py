@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from research import manifest
@@ -34,9 +32,7 @@ from research.files import storage, sync_folder
 from research.manifest import DamagedError, best, steps
 
 FILE_SIZE = 128 << 20  # of Orbax's data files: several, so that threads can share the hashing
-# Devices that hold copies of an array write a part of it each, where the parts are this large:
-# cutting a small array up takes longer than to write it.
-PART_SIZE = 1 << 20
+PART_SIZE = 1 << 20  # at least, of what each device with a copy of an array writes of it
 
 
 @dataclass(frozen=True)
@@ -248,7 +244,7 @@ def load_tree(
         tops = sorted({path.partition("/")[0] for path in tree})
         raise ConfigError(f"{folder} has nothing below {prefix!r}; it has {', '.join(tops)}")
     # A view of a single number: shape and dtype at no memory.
-    scalars = {path: np.empty((), jnp.dtype(tree[path]["dtype"])) for path in inside}
+    scalars = {path: np.empty((), jax.numpy.dtype(tree[path]["dtype"])) for path in inside}
     wanted = {p: np.broadcast_to(scalar, tree[p]["shape"]) for p, scalar in scalars.items()}
     found = _read(folder, {path: leaf for path, leaf in wanted.items() if leaf.size})
     nested = unflatten_dict({path: found.get(path, wanted[path]) for path in inside}, sep="/")
@@ -273,7 +269,7 @@ def whole(directory: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

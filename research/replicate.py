@@ -18,7 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research import hosts, initialize, manifest, results, sharding
 from research.adapt import Rule
 from research.config import Config
-from research.data.batches import Batch, prefetch
+from research.data.batches import Batch
+from research.data.prefetch import prefetch
 from research.errors import NonFiniteError, PreemptedError
 from research.journal import Clock, Journal
 from research.metrics import Mean

@@ -20,7 +20,7 @@ from research import audit, gate, hosts, initialize, replay, results, sharding
 from research.assemble import assemble
 from research.checkpoint import Checkpoints
 from research.config import Config
-from research.data.batches import prefetch
+from research.data.prefetch import prefetch
 from research.errors import PreemptedError
 from research.evaluate import Model, served, served_params
 from research.journal import Clock, Journal, blank, process_age

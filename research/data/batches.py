@@ -6,11 +6,8 @@ import copy
 import functools
 import hashlib
 import math
-from collections import deque
-from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -287,27 +284,3 @@ def fill(
         earlier = np.concatenate([[0], number])[np.repeat(before, lengths)]
         batch["words"] = cells(np.where(kinds == SPECIAL, -1, number - earlier - 1), empty=-1)
     return batch
-
-
-def prefetch(
-    batches: Batches, start: int = 0, stop: int | None = None, *, depth: int = 2
-) -> Generator[tuple[int, Batch]]:
-    """(step, batch) from `start` to before `stop` (all steps), `depth` made ahead in a thread.
-
-    An error in making a batch is raised where the batch was due. Close it to end the thread.
-    """
-    ahead = iter(range(start, batches.steps if stop is None else stop))
-    pending: deque[tuple[int, Future[Batch]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        try:
-            for step in islice(ahead, depth):
-                pending.append((step, pool.submit(batches.batch, step)))
-            while pending:
-                step, future = pending.popleft()
-                batch = future.result()
-                for later in islice(ahead, 1):
-                    pending.append((later, pool.submit(batches.batch, later)))
-                yield step, batch
-        finally:
-            for _, future in pending:
-                future.cancel()

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data import batches as module
-from research.data.batches import Arrangement, Batches, Examples, prefetch
+from research.data.batches import Arrangement, Batches, Examples
+from research.data.prefetch import prefetch
 from research.data.tokenize import Encoded
 from research.errors import ConfigError
 
