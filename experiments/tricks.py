@@ -7,6 +7,11 @@ Against plain fine-tuning: FGM (Miyato et al., 2017), R-Drop (Liang et al., 2021
 vectors (Guo et al., 2019), label smoothing (Szegedy et al., 2016), averaged parameters (EMA) and
 layer-wise learning-rate decay (Howard & Ruder, 2018). R-Drop and FGM take a second pass a
 step, whose cost the table does not show. DIR: any BERT directory.
+
+SST-2, `--limit 1024 --steps 48 --seeds 3 --dev 400 --learning-rate 2e-4`, all-MiniLM-L6-v2, some 8
+minutes on two busy cores: plain 0.780 ± 0.011, FGM 0.785 ± 0.020, R-Drop 0.784 ± 0.006, smoothing
+0.780 ± 0.009, layer decay 0.779 ± 0.001, mixup 0.777 ± 0.004, EMA 0.774 ± 0.008. None is told from
+plain (p > 0.19 by t-test): a gain of FGM's size would take 28 seeds to be seen.
 """
 
 from __future__ import annotations
