@@ -32,7 +32,7 @@ from research.files import storage, sync_folder
 from research.manifest import DamagedError, best, steps
 
 FILE_SIZE = 128 << 20  # of Orbax's data files: several, so that threads can share the hashing
-PART_SIZE = 1 << 20  # at least, of what each device with a copy of an array writes of it
+PART_SIZE = 1 << 20  # of what several devices hold: to cut off less takes longer than to write
 
 
 @dataclass(frozen=True)
