@@ -85,5 +85,5 @@ class Feedforward(Trunk):
 
     def nll(self, x: jax.Array, labels: jax.Array) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits`, which are never whole in memory."""
-        x = x.astype(products.compute_dtype(self.spec.dtype))
+        x = x.astype(products.factor_dtype(self.spec.dtype))
         return vocabulary.score(x, self.unembed.table, labels, self.bias)

@@ -74,7 +74,7 @@ class Lstm(Trunk):
 
     def nll(self, x: jax.Array, labels: jax.Array) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits`, which are never whole in memory."""
-        x = x.astype(products.compute_dtype(self.spec.dtype))
+        x = x.astype(products.factor_dtype(self.spec.dtype))
         return vocabulary.score(x, self.words.table, labels, self.bias)
 
     @property

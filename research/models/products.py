@@ -92,7 +92,9 @@ rounded.defvjp(forward, backward)
 
 
 def transposed(x: jax.Array) -> jax.Array:
-    """[M, N] -> [N, M], in memory too; not over several devices, where it would be gathered."""
+    """[..., M, N] -> [..., N, M], in memory too; not over several devices, where it would be
+    gathered."""
+    y = jnp.swapaxes(x, -1, -2)
     if jax.sharding.get_abstract_mesh().size > 1:
-        return x.T
-    return with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+        return y
+    return with_layout_constraint(y, Layout(major_to_minor=tuple(range(y.ndim))))

@@ -202,12 +202,12 @@ class Transformer(Trunk):
         self, x: jax.Array, labels: jax.Array, bias: jax.Array | None = None
     ) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits` (+ `bias`), which are never whole in memory."""
-        x = x.astype(products.compute_dtype(self.spec.dtype))
+        x = x.astype(products.factor_dtype(self.spec.dtype))
         return vocabulary.score(x, self.words.table, labels, bias)
 
     def sample(self, x: jax.Array, noise: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """Words drawn from the same softmax by `noise`, uint32 [B, ...] -> int32 [B, ...]."""
-        x = x.astype(products.compute_dtype(self.spec.dtype))
+        x = x.astype(products.factor_dtype(self.spec.dtype))
         return vocabulary.sample(x, self.words.table, noise, bias)
 
     @property

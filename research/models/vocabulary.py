@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from research import activations
 from research.models import layers
+from research.models.products import plain, transposed
 
 # Rows of a tile on each shard of the batch. Every tile reads and writes a gradient of the table's
 # size, which fewer rows would not pay for; so many against 128k words are half a gigabyte.
@@ -26,7 +27,7 @@ class Scored(NamedTuple):
 
     `nll`: -log p(label) in nats. `log_z`: the log of the softmax's denominator; its square times a
     small number is PaLM's z-loss (Chowdhery et al., 2022). `correct`: 1 where no word scores
-    higher than the label (of equals, the first counts), without a gradient.
+    higher than the label, without a gradient.
     """
 
     nll: jax.Array
@@ -46,19 +47,16 @@ def score(
 
     x [B, ..., D] in the dtype that products are computed in; table float32 [V, D]; bias [V];
     labels int [B, ...]. Axes 0 and 1 may be spread over the mesh, V over `tensor`. Up to `rows`
-    vectors a shard are scored at once, and by plain differentiation where these are all.
+    vectors a shard are scored at once, and these scores are kept for the backward pass
+    where they are all.
     """
     table = gather_width(table)
     shape = (len(labels), labels.size // len(labels))
     flat = activations.fold(x.reshape(*shape, x.shape[-1]))
     names = activations.fold(labels.reshape(shape))
-    size = flat.shape[1]
-    if size <= rows:
-        found = read(logits(flat, table.astype(x.dtype), bias), names)
-    else:
-        tiled = scan_tiles(cut(flat, rows), table, bias, cut(names, rows))
-        found = Scored(*(join(values, size) for values in tiled))
-    return Scored(*(activations.unfold(values, *shape).reshape(labels.shape) for values in found))
+    tiled = scan_tiles(cut(flat, rows), table, bias, cut(names, rows))
+    found = (join(values, flat.shape[1]) for values in tiled)
+    return Scored(*(activations.unfold(x, *shape).reshape(labels.shape) for x in found))
 
 
 def sample(
@@ -127,13 +125,22 @@ def logits(x: jax.Array, table: jax.Array, bias: jax.Array | None) -> jax.Array:
 def read(scores: jax.Array, labels: jax.Array) -> Scored:
     """float32 [G, S, V], int [G, S] -> [G, S] each."""
     log_z = jax.nn.logsumexp(scores, axis=-1)
-    own = jnp.sum(jnp.where(is_label(scores, labels), scores, 0.0), axis=-1)
-    correct = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+    if spread():
+        own = jnp.sum(jnp.where(is_label(scores, labels), scores, 0.0), axis=-1)
+    else:
+        own = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+    correct = (own >= jnp.max(scores, axis=-1)).astype(jnp.float32)
     return Scored(log_z - own, log_z, correct)
 
 
+def spread() -> bool:
+    """Whether several devices are at work: labels are found by masks then, a pass over V, because
+    looking them up would send vectors and scores from device to device."""
+    return bool(jax.sharding.get_abstract_mesh().size > 1)
+
+
 def is_label(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """Where each row's label is, bool [G, S, V]: a mask, for a gather would cross shards of V."""
+    """Where each row's label is, bool [G, S, V]."""
     return layers.over_last(jnp.arange(scores.shape[-1]), scores) == labels[..., None]
 
 
@@ -156,20 +163,22 @@ def join(tiles: jax.Array, size: int) -> jax.Array:
 @jax.custom_vjp
 def scan_tiles(x: jax.Array, table: jax.Array, bias: jax.Array | None, labels: jax.Array) -> Scored:
     """`read` of every tile: x [tiles, G, S, D], labels [tiles, G, S] -> [tiles, G, S] each."""
-    words = table.astype(x.dtype)
-
-    def step(_: None, tile: tuple[jax.Array, jax.Array]) -> tuple[None, Scored]:
-        return None, read(logits(activations.constrain_shards(tile[0]), words, bias), tile[1])
-
-    return lax.scan(step, None, (x, labels))[1]
+    return scan_forward(x, table, bias, labels)[0]
 
 
 def scan_forward(
     x: jax.Array, table: jax.Array, bias: jax.Array | None, labels: jax.Array
 ) -> tuple[Scored, Any]:
-    """`scan_tiles` and what its backward pass needs: nothing of the size of V but the table."""
-    found = scan_tiles(x, table, bias, labels)
-    return found, (x, table, bias, labels, found.log_z)
+    """`scan_tiles` and what its backward pass needs: of the size of V the table alone, and the
+    scores of a tile that is the only one."""
+    words = table.astype(x.dtype)
+
+    def step(_: None, tile: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
+        scores = logits(activations.constrain_shards(tile[0]), words, bias)
+        return None, (read(scores, tile[1]), scores if len(x) == 1 else None)
+
+    found, scores = lax.scan(step, None, (x, labels))[1]
+    return found, (x, table, bias, labels, found.log_z, scores)
 
 
 def scan_backward(saved: Any, slopes: Scored) -> tuple[Any, ...]:
@@ -177,25 +186,43 @@ def scan_backward(saved: Any, slopes: Scored) -> tuple[Any, ...]:
 
     Each shard of the batch sums the table's gradient for itself: shards meet once, after the scan.
     """
-    x, table, bias, labels, log_z = saved
+    x, table, bias, labels, log_z, scores = saved
     words = table.astype(x.dtype)
-    groups = x.shape[1]
-    zeros = jnp.zeros((groups, *table.shape), jnp.float32), jnp.zeros((groups, len(table)))
 
-    def step(sums: Any, tile: Any) -> tuple[Any, jax.Array]:
-        x, labels, log_z, by_nll, by_log_z = tile
-        scores = logits(activations.constrain_shards(x), words, bias)
+    def slope_of(tile: Any) -> jax.Array:
+        x, labels, log_z, by_nll, by_log_z, scores = tile
+        if scores is None:
+            scores = logits(activations.constrain_shards(x), words, bias)
         slope = jnp.exp(scores - log_z[..., None]) * (by_nll + by_log_z)[..., None]
-        slope = slope - jnp.where(is_label(scores, labels), by_nll[..., None], 0.0)
-        cast = slope.astype(x.dtype)
-        by_x = jnp.einsum("gsv,vd->gsd", cast, words, preferred_element_type=jnp.float32)
-        by_table = jnp.einsum("gsv,gsd->gvd", cast, x, preferred_element_type=jnp.float32)
-        return (sums[0] + by_table, sums[1] + jnp.sum(slope, axis=1)), by_x.astype(x.dtype)
+        if spread():
+            slope = slope - jnp.where(is_label(scores, labels), by_nll[..., None], 0.0)
+        return slope
 
-    tiles = (x, labels, log_z, slopes.nll, slopes.log_z)
-    (by_table, by_bias), by_x = lax.scan(step, zeros, tiles)
-    by_words = place(jnp.sum(by_table, axis=0).astype(table.dtype), "fsdp")
-    return by_x, by_words, None if bias is None else jnp.sum(by_bias, axis=0), None
+    def add(sums: Any, tile: Any) -> tuple[Any, jax.Array]:
+        slope = slope_of(tile)
+        cast = slope.astype(x.dtype)
+        more = plain(transposed(cast), tile[0]), jnp.sum(slope, axis=1)
+        return (sums[0] + more[0], sums[1] + more[1]), plain(cast, words)
+
+    tiles = (x, labels, log_z, slopes.nll, slopes.log_z, scores)
+    if scores is None:
+        groups = x.shape[1]
+        zeros = jnp.zeros((groups, *table.shape), jnp.float32), jnp.zeros((groups, len(table)))
+        sums, by_x = lax.scan(add, zeros, tiles)
+        by_table, by_bias = (jnp.sum(part, axis=0) for part in sums)
+    else:
+        slope = slope_of(jax.tree.map(lambda part: part[0], tiles))
+        cast = slope.astype(x.dtype)
+        rows = cast.reshape(-1, len(table)), x.reshape(-1, x.shape[-1])
+        by_table, by_bias = plain(transposed(rows[0]), rows[1]), jnp.sum(slope, axis=(0, 1))
+        by_x = plain(cast, words)[None]
+    if not spread():
+        less = -slopes.nll[..., None]
+        by_x += less * words[labels].astype(jnp.float32)
+        by_table = by_table.at[labels].add(less * x.astype(jnp.float32))
+        by_bias = by_bias.at[labels].add(-slopes.nll)
+    by_words = place(by_table.astype(table.dtype), "fsdp")
+    return by_x.astype(x.dtype), by_words, None if bias is None else by_bias, None
 
 
 scan_tiles.defvjp(scan_forward, scan_backward)
