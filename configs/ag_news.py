@@ -14,6 +14,7 @@ from research.config import Config
 from research.data.texts import Texts
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.classify import Classify
 
 
@@ -30,6 +31,7 @@ def config() -> Config:
             columns=("class", "title", "description"),
             max_length=128,
         ),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=5e-5, schedule="linear", warmup=0.1, weight_decay=0.01),
         epochs=1,
         batch_size=32,

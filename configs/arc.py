@@ -14,6 +14,7 @@ from research.config import Config
 from research.data.choices import Choices
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.choice import MultipleChoice
 
 
@@ -28,6 +29,7 @@ def config() -> Config:
             max_length=128,
             max_bad_rows=23,
         ),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=3e-5, schedule="linear", warmup=0.1, weight_decay=0.01),
         epochs=3,
         batch_size=16,

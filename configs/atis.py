@@ -13,6 +13,7 @@ from research.config import Config
 from research.data.tagged import Tagged
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.intent import IntentSlots
 
 
@@ -37,6 +38,7 @@ def config() -> Config:
             ),
             max_length=64,
         ),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=1e-4, schedule="linear", warmup=0.1),
         epochs=5,
         batch_size=32,

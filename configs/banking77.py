@@ -13,6 +13,7 @@ from research.config import Config
 from research.data.texts import Texts
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.classify import Classify
 
 
@@ -27,6 +28,7 @@ def config() -> Config:
             label="category",
             max_length=64,
         ),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=1e-4, schedule="linear", warmup=0.1, weight_decay=0.01),
         epochs=5,
         batch_size=32,

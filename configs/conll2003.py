@@ -11,6 +11,7 @@ from research.config import Config
 from research.data.tagged import Tagged
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.tag import Tag
 
 
@@ -25,6 +26,7 @@ def config() -> Config:
             scheme="IOB1",
             max_length=128,
         ),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=1e-4, schedule="linear", warmup=0.1),
         epochs=3,
         batch_size=32,

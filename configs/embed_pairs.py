@@ -14,6 +14,7 @@ from research.config import Config
 from research.data.pairs import Pairs
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.embed import InfoNCE
 
 
@@ -29,6 +30,7 @@ def config() -> Config:
             where=("label", "entailment"),
             max_length=128,
         ),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=2e-5, schedule="linear", weight_decay=0.0),
         epochs=1,
         batch_size=64,

@@ -12,6 +12,7 @@ from research.config import Config
 from research.data.pairs import Pairs
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.simcse import SimCSE
 
 
@@ -26,6 +27,7 @@ def config() -> Config:
             positive=None,
             max_length=32,
         ),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=3e-5, schedule="linear", weight_decay=0.0),
         epochs=1,
         batch_size=64,

@@ -14,6 +14,7 @@ from research.config import Config
 from research.data.questions import Questions
 from research.evaluate import HeldOut
 from research.optim import Optim
+from research.strategies import SeenWords
 from research.tasks.answer import Answer
 
 
@@ -22,6 +23,7 @@ def config() -> Config:
         name="squad2",
         task=Answer(),
         data=Questions(train="train-v2.0.json", holdout=0.2, max_length=384, stride=128),
+        adapt=SeenWords(),
         optim=Optim(learning_rate=5e-5, schedule="linear", warmup=0.1, weight_decay=0.01),
         epochs=2,
         batch_size=32,

@@ -40,7 +40,8 @@ class Rule:
     It moves from step `since` on, and once `stage` blocks have thawed; `pull` is the strength of
     its decay to where it started. A parameter of a scanned stack may have one factor a layer more,
     `layers`, and one `since` and `stage` each.
-    What is `carried` the step moves by another way than its gradient.
+    What is `carried` the step moves by another way than its gradient. Of a table that is `seen`
+    only the rows learn that the training data have words for (see strategies/words.py).
     """
 
     learns: bool = True
@@ -52,6 +53,7 @@ class Rule:
     stage: int | tuple[int, ...] = 0
     pull: float = 0.0
     carried: bool = False
+    seen: bool = False
 
     @property
     def fixed(self) -> bool:

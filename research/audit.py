@@ -27,6 +27,7 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
     rows = []
     for path, leaf in flat.items():
         rule = rules[path]
+        seen = len(batches.words()) if rule.seen and rule.learns else None
         spec = sharding.partition(path, leaf.shape, mesh)
         rows.append(
             {
@@ -35,6 +36,7 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
                 "dtype": str(leaf.dtype),
                 "parameters": math.prod(leaf.shape),
                 "learns": rule.learns,
+                "rows": seen,
                 "multiplier": multiplier(rule) if rule.learns else 0.0,
                 "since": top(rule.since) if rule.learns and not rule.stage else None,
                 "stage": top(rule.stage) if rule.learns else None,
@@ -44,7 +46,7 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
             }
         )
     total = sum(row["parameters"] for row in rows)
-    learning = sum(row["parameters"] for row in rows if row["learns"])
+    learning = sum(moving(row) for row in rows if row["learns"])
     trunk = getattr(config.task.backbone, "spec", None)
     stats, climbs = batches.stats(), config.optim.sharpness is not None
     summary = {
@@ -60,6 +62,12 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
         **stats,
     }
     return {"summary": summary, "parameters": rows}
+
+
+def moving(row: dict[str, Any]) -> int:
+    """How many numbers of a parameter learn, of one that does."""
+    shape = row["shape"]
+    return math.prod(shape if row["rows"] is None else (row["rows"], *shape[1:]))
 
 
 def multiplier(rule: Rule) -> float:

@@ -57,7 +57,7 @@ def check(assembly: Assembly, batches: Any, mesh: Mesh, key: jax.Array) -> str |
     other: Config = build(wider)
     of_eight, of_sixteen = (
         losses(one, batches, mesh, key, steps)[steps // 2 :].mean()
-        for one in (assembly, assemble(other, assembly.rows, mesh))
+        for one in (assembly, assemble(other, assembly.rows, mesh, lambda: assembly.words))
     )
     apart = abs(of_eight - of_sixteen) / abs(of_sixteen)
     seen = (

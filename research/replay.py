@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from research import config as configs
 from research import hosts, runs, sharding
 from research.assemble import assemble
-from research.checkpoint import Checkpoints
+from research.checkpoint import Checkpoints, load_tree
 from research.config import Config
 from research.errors import ConfigError, NonFiniteError
 from research.sharding import MeshSpec
@@ -51,8 +51,9 @@ def replay(run: str | Path) -> dict[str, float]:
     batch = load_file(bundle / "batch.safetensors")
     mesh = mesh_for(config, len(batch["tokens"]))
     with jax.set_mesh(mesh):
-        assembly = assemble(config, batch, mesh)
-        restored = Checkpoints(bundle / "checkpoints").restore(assembly.state)
+        saved = bundle / "checkpoints"
+        assembly = assemble(config, batch, mesh, lambda: load_tree(saved, "words"))
+        restored = Checkpoints(saved).restore(assembly.state)
         if restored is None:
             raise ConfigError(f"{bundle}: the checkpoint in it is damaged")
         key = jax.random.key(config.seed)

@@ -160,6 +160,9 @@ class Group:
         shapes = [{path: leaf.shape for path, leaf in tree.items()} for tree in trees]
         if shapes.count(shapes[0]) < len(shapes):
             raise NotReplicatesError("replicates: adapt gives them different parameters")
+        words = [0 if m.assembly.words is None else len(m.assembly.words) for m in self.members]
+        if len(set(words)) > 1:
+            raise NotReplicatesError(f"replicates: their texts have {words} words that learn")
         rules = first.config.adapt.rules(trees[0])
         numbers = Numbers.of(self.configs, swept(self.configs), trees[0]).arrays()
         keys = jnp.stack([member.key for member in self.members[:: self.grid.sizes[2]]])

@@ -30,7 +30,7 @@ SLOTS = ("ids", "starts", "lengths", "labels", "weights", "domains")
 # scanned stack, which has one more in front, needs no rule of its own.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Optimizer state that has not its parameter's axes: Adafactor's rows and columns are vectors.
-    (r"(^|/)(v_row|v_col)/|(^|/)ns_coeffs$", ()),
+    (r"(^|/)(v_row|v_col)/|(^|/)ns_coeffs$|^words$", ()),
     # What strategies add is small.
     (r"/(lora_|ia3_|prefix_|prompt$|\w+_adapter/)", ()),
     # Few rows: to split them would cost a sum of activations over `tensor`.

@@ -21,17 +21,20 @@ from research.average import Average
 from research.metrics import Mean
 from research.optim import Optim
 from research.programs import Program
+from research.strategies.words import picked, put_back, shown
 
 
 @flax.struct.dataclass
 class TrainState:
     """Everything a step changes. `opt_state` and `ema` are over the flat dict of what learns;
-    `ema` is there only where the run keeps an average."""
+    `ema` is there only where the run keeps an average. Where only the rows of `words` learn of the
+    table of words (int32 [U], ascending; see strategies/words.py), `opt_state` is of these."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Average | None = None
+    words: jax.Array | None = None
 
     @property
     def result(self) -> Any:
@@ -44,6 +47,7 @@ def init_state(
     tx: optax.GradientTransformation,
     rules: Mapping[str, Rule],
     ema: float | None = None,
+    words: jax.Array | None = None,
 ) -> TrainState:
     """Step 0 with these parameters."""
     learning = {
@@ -52,19 +56,23 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(learning),
+        opt_state=tx.init(picked(learning, words)),
         ema=None if ema is None else average.start(learning),
+        words=words,
     )
 
 
 def abstract_state(
-    optim: Optim, adapt: Strategy, steps: int, params: Any, mesh: Mesh
-) -> tuple[Any, Callable[[Any], TrainState]]:
-    """Shapes and shardings of the state, and the function that turns parameters into it."""
+    optim: Optim, adapt: Strategy, steps: int, params: Any, mesh: Mesh, words: int | None = None
+) -> tuple[Any, Callable[..., TrainState]]:
+    """Shapes and shardings of the state, and the function that turns parameters into it. Where
+    only seen words learn, `words` is how many, and the function takes their ids under that name."""
     rules = adapt.rules(flatten_dict(params, sep="/"))
+    words = words if any(rule.seen and rule.learns for rule in rules.values()) else None
     tx = optim.build(steps, rules)
     create = functools.partial(init_state, tx=tx, rules=rules, ema=optim.ema)
-    abstract = sharding.shard(jax.eval_shape(create, params), mesh)
+    ids = None if words is None else jax.ShapeDtypeStruct((words,), jnp.int32)
+    abstract = sharding.shard(jax.eval_shape(create, params, words=ids), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return abstract, jax.jit(create, out_shardings=shardings, donate_argnums=0)
 
@@ -105,11 +113,12 @@ def train_step(
     if steps is not None:
         done = state.step.astype(jnp.float32) / steps
         batch = batch | {"progress": jnp.full((batch["ids"].shape[0], 1), done)}
-    params = flatten_dict(state.params, sep="/")
-    learning = {path: leaf for path, leaf in params.items() if rules[path].learns}
+    params, words = flatten_dict(state.params, sep="/"), state.words
+    whole = {path: leaf for path, leaf in params.items() if rules[path].learns}
+    learning = picked(whole, words)
 
     def total(learning: Any, batch: Any, whole: Any) -> tuple[jax.Array, dict[str, Any]]:
-        tree = unflatten_dict(params | learning, sep="/")
+        tree = unflatten_dict(params | shown(learning, words), sep="/")
         means: Any = task.apply({"params": tree}, batch, train=True, rngs={"noise": key})
         return means["loss"].share(means["loss"] if whole is None else whole), means
 
@@ -129,12 +138,12 @@ def train_step(
         begun = begin(sums, rules, state.step, params)
         sums, _ = gradient(climb(learning, begun, sharpness))
     count = jnp.maximum(means["loss"].count, 1e-9)
-    sums = pull(sums, params, rules, count)
+    sums = pull(sums, picked(params, words), rules, count)
     norm = optax.tree.norm(sums) / count
     finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"].total)
     updates, opt_state = tx.update(sums, state.opt_state, learning, count=count, finite=finite)
     updates = begin(pace(updates, rules), rules, state.step, params)
-    learned = optax.apply_updates(learning, updates)
+    learned = put_back(whole, optax.apply_updates(learning, updates), words)
     moved = {path: jnp.where(finite, x.moved, params[path]) for path, x in carried.items()}
     means |= {"grad_norm": Mean.of(norm), "skipped": Mean.of(1.0 - finite.astype(jnp.float32))}
     new = TrainState(
@@ -142,6 +151,7 @@ def train_step(
         params=unflatten_dict(params | learned | moved, sep="/"),
         opt_state=opt_state,
         ema=None if ema is None else average.follow(state.ema, learned, ema, finite),
+        words=words,
     )
     return new, means
 

@@ -24,7 +24,7 @@ from research.step import TrainState, train_step
 FREE = ("name", "seed", "data_seed")
 # Fields of a Rule that are numbers in the program; the others decide what it is.
 SCALES = ("multiplier", "pull", "layers")
-MAPPED = TrainState(step=None, params=0, opt_state=0, ema=0)  # type: ignore[arg-type]
+MAPPED = TrainState(step=None, params=0, opt_state=0, ema=0, words=0)  # type: ignore[arg-type]
 
 
 class NotReplicatesError(ConfigError):

@@ -96,7 +96,7 @@ class Loop:
         self.key = jax.random.key(config.seed)
         with clock.phase("compile"):
             rows = sharding.abstract_rows(self.batches.batch(0), mesh)
-            self.assembly = assemble(config, rows, mesh)
+            self.assembly = assemble(config, rows, mesh, self.batches.words)
         self.program = self.assembly.program
         with clock.phase("startup"):
             audit.write(directory, config, self.assembly.params, mesh, self.batches)

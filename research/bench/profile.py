@@ -129,7 +129,7 @@ def profile(config: Config, folder: Path) -> Table:
     with jax.set_mesh(mesh):
         batches = initialize.open_training(config, mesh)
         rows = sharding.abstract_rows(batches.batch(0), mesh)
-        assembly = assemble(config, rows, mesh)
+        assembly = assemble(config, rows, mesh, batches.words)
         state: Any = assembly.begin()
         compiled = assembly.program.compiled(assembly.state, rows, key)
         # Every step is the first batch: one program, all of whose operations have their names.

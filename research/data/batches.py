@@ -131,6 +131,10 @@ class Batches:
         """The share of cells without a token."""
         return self.plan.padding
 
+    def words(self) -> np.ndarray:
+        """The ids of the words that the examples have, int32 [U]; see `Encoded.seen`."""
+        return self.examples.encoded.seen()
+
     def stats(self) -> dict[str, Any]:
         """What the audit says of the data; JSON values."""
         return {

@@ -16,12 +16,13 @@ from tokenizers import Encoding, Tokenizer
 from research.data import cache
 from research.data.by_word import ids_by
 from research.data.cache import Growing
+from research.data.pack import common_lengths
 from research.data.vocabulary import Vocabulary, load_tokenizer, train_wordpiece
 from research.errors import ConfigError
 
 __all__ = ["Encoded", "Vocabulary", "encode", "load_tokenizer", "train_wordpiece"]
 
-CHUNK = 1024
+CHUNK, MANY = 1024, 2**20
 # Bumped whenever the same texts would give other arrays.
 VERSION = 1
 CONTINUES, BEGINS, SPECIAL = 0, 1, 2
@@ -66,6 +67,18 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 [examples]."""
         return np.diff(self.offsets)
+
+    def seen(self) -> np.ndarray:
+        """The ids of the tokens that there are: int32 [U], ascending. Others with small ids fill
+        them up to one of few numbers, so that like data have as many."""
+        counts = np.zeros(1, np.int64)
+        for start in range(0, len(self.tokens), MANY):
+            part = np.bincount(self.tokens[start : start + MANY], minlength=len(counts))
+            part[: len(counts)] += counts
+            counts = part
+        own = np.flatnonzero(counts)
+        more = common_lengths(len(own))[-1] - len(own)
+        return np.union1d(own, np.flatnonzero(counts == 0)[:more]).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -86,4 +86,4 @@ class Feedforward(Trunk):
     def nll(self, x: jax.Array, labels: jax.Array) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits`, which are never whole in memory."""
         x = x.astype(products.factor_dtype(self.spec.dtype))
-        return vocabulary.score(x, self.unembed.table, labels, self.bias)
+        return vocabulary.score(x, self.unembed.whole, labels, self.bias)

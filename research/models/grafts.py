@@ -30,6 +30,17 @@ def scaled(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     return jnp.einsum("...d,d->...d", x, leaf(module, name).astype(x.dtype))
 
 
+def seen(module: nn.Module, indices: jax.Array, found: jax.Array) -> jax.Array:
+    """Vectors [..., D] found in a table, those of the rows that learn taken from these instead:
+    `seen_rows` [U, D] of the ascending `seen_words` [U]."""
+    if not module.has_variable("params", "seen_rows"):
+        return found
+    words, rows = leaf(module, "seen_words"), leaf(module, "seen_rows")
+    places = jnp.minimum(jnp.searchsorted(words, indices), len(words) - 1)
+    learns = (words[places] == indices)[..., None]
+    return jnp.where(learns, jnp.take(rows, places, axis=0), found)
+
+
 def low_rank(module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array) -> jax.Array:
     """y = x W [..., F] with s (x A) B added (LoRA), and then with columns scaled to the lengths
     `lora_magnitude` (DoRA); x [..., D] may be less what dropout took."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from research import sharding
+from research.errors import ConfigError
 from research.models import grafts
 from research.models.products import Dtype, compute_dtype, multiply
 
@@ -205,8 +206,18 @@ class Embedding(nn.Module):
         self.table = self.param("table", unit, (self.rows, self.features))
 
     def __call__(self, indices: jax.Array) -> jax.Array:
-        found = jnp.take(self.table, indices, axis=0).astype(compute_dtype(self.dtype))
-        return sharding.constrain_width(found)
+        found = grafts.seen(self, indices, jnp.take(self.table, indices, axis=0))
+        return sharding.constrain_width(found.astype(compute_dtype(self.dtype)))
+
+    @property
+    def whole(self) -> jax.Array:
+        """All vectors, [rows, features]. Raises ConfigError where only some of them learn."""
+        if self.has_variable("params", "seen_rows"):
+            raise ConfigError(
+                "adapt: SeenWords is for a table that words are looked up in; here they are also "
+                "scored against it, which moves all of its rows"
+            )
+        return self.table
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., rows]: the inner product with every row of the table."""
@@ -214,7 +225,7 @@ class Embedding(nn.Module):
         return jnp.einsum(
             "...d,vd->...v",
             x.astype(dtype),
-            self.table.astype(dtype),
+            self.whole.astype(dtype),
             preferred_element_type=jnp.float32,
         )
 

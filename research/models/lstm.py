@@ -75,7 +75,7 @@ class Lstm(Trunk):
     def nll(self, x: jax.Array, labels: jax.Array) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits`, which are never whole in memory."""
         x = x.astype(products.factor_dtype(self.spec.dtype))
-        return vocabulary.score(x, self.words.table, labels, self.bias)
+        return vocabulary.score(x, self.words.whole, labels, self.bias)
 
     @property
     def words(self) -> Embedding:

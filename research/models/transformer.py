@@ -203,12 +203,12 @@ class Transformer(Trunk):
     ) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits` (+ `bias`), which are never whole in memory."""
         x = x.astype(products.factor_dtype(self.spec.dtype))
-        return vocabulary.score(x, self.words.table, labels, bias)
+        return vocabulary.score(x, self.words.whole, labels, bias)
 
     def sample(self, x: jax.Array, noise: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """Words drawn from the same softmax by `noise`, uint32 [B, ...] -> int32 [B, ...]."""
         x = x.astype(products.factor_dtype(self.spec.dtype))
-        return vocabulary.sample(x, self.words.table, noise, bias)
+        return vocabulary.sample(x, self.words.whole, noise, bias)
 
     @property
     def words(self) -> Embedding:

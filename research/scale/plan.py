@@ -68,7 +68,7 @@ def compile_step(config: Config, devices: list[Any]) -> Step:
     with jax.set_mesh(mesh):
         batches = initialize.open_training(config, mesh)
         rows = sharding.abstract_rows(batches.batch(0), mesh)
-        assembly = assemble(config, rows, mesh)
+        assembly = assemble(config, rows, mesh, batches.words)
         program, state = assembly.program, assembly.state
         key = jax.eval_shape(lambda: jax.random.key(0))
         counted = flops(jax.make_jaxpr(program.function)(state, rows, key))

@@ -8,6 +8,7 @@ from research.strategies.ia3 import IA3
 from research.strategies.lora import LoRA
 from research.strategies.prefix import Prefix, Prompt
 from research.strategies.start import DecayToInit, ReinitTop
+from research.strategies.words import SeenWords
 
 __all__ = [
     "IA3",
@@ -23,5 +24,6 @@ __all__ = [
     "Prefix",
     "Prompt",
     "ReinitTop",
+    "SeenWords",
     "Strategy",
 ]

@@ -166,7 +166,7 @@ def _audit_line(group: Sequence[dict[str, Any]]) -> tuple[Cell, ...]:
         " × ".join(str(size) for size in row["shape"]) or "scalar",
         row["dtype"],
         sum(member["parameters"] for member in group),
-        "yes" if row["learns"] else "no",
+        f"{row['rows']:,} rows" if row.get("rows") else "yes" if row["learns"] else "no",
         leaf(row.get("since")),
         f"{number(row['multiplier']):g}",
         f"{number(row['decay']):g}",
