@@ -114,8 +114,8 @@ def train_step(
         done = state.step.astype(jnp.float32) / steps
         batch = batch | {"progress": jnp.full((batch["ids"].shape[0], 1), done)}
     params, words = flatten_dict(state.params, sep="/"), state.words
-    whole = {path: leaf for path, leaf in params.items() if rules[path].learns}
-    learning = picked(whole, words)
+    before = {path: leaf for path, leaf in params.items() if rules[path].learns}
+    learning = picked(before, words)
 
     def total(learning: Any, batch: Any, whole: Any) -> tuple[jax.Array, dict[str, Any]]:
         tree = unflatten_dict(params | shown(learning, words), sep="/")
@@ -143,7 +143,7 @@ def train_step(
     finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"].total)
     updates, opt_state = tx.update(sums, state.opt_state, learning, count=count, finite=finite)
     updates = begin(pace(updates, rules), rules, state.step, params)
-    learned = put_back(whole, optax.apply_updates(learning, updates), words)
+    learned = put_back(before, optax.apply_updates(learning, updates), words)
     moved = {path: jnp.where(finite, x.moved, params[path]) for path, x in carried.items()}
     means |= {"grad_norm": Mean.of(norm), "skipped": Mean.of(1.0 - finite.astype(jnp.float32))}
     new = TrainState(

@@ -25,6 +25,7 @@ from research.scale.flops import flops
 from research.scale.hlo import Module
 from research.scale.minimum import Work, minimum
 from research.scale.traffic import traffic
+from research.strategies.words import TABLE
 
 # Over how many chips the growth of a run is told.
 COUNTS = (8, 16, 32, 64, 128, 256)
@@ -122,8 +123,11 @@ def work_of(step: Step) -> Work:
     rows, tokens = step.rows["tokens"].shape
     with jax.set_mesh(step.mesh):
         itemsize = products.compute_dtype(spec.dtype).itemsize
+    shapes = {path: leaf.shape for path, leaf in flat.items()}
+    if (words := step.state.words) is not None:
+        shapes[TABLE] = (*words.shape, *shapes[TABLE][1:])
     return Work(
-        parameters={path: (leaf.shape, rules[path].learns) for path, leaf in flat.items()},
+        parameters={path: (shape, rules[path].learns) for path, shape in shapes.items()},
         spec=spec,
         rows=rows / sharding.row_shards(step.mesh),
         tokens=tokens,

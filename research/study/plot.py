@@ -132,16 +132,18 @@ def bars(title: str, values: Mapping[str, Summary | float], *, ylabel: str) -> s
         spreads = np.nan_to_num(_finite([summary.sd for summary in summaries]))
         places = np.arange(len(names))
         axes.barh(places, np.nan_to_num(middles), height=0.62, color=COLORS[0], alpha=0.85)
-        for place, value, middle, spread in zip(places, values.values(), middles, spreads):
+        labels = [show(value) for value in values.values()]
+        for place, label, middle, spread in zip(places, labels, middles, spreads):
             end = float(np.nan_to_num(middle + spread))
             if spread:
                 ends = [middle - spread, end]
                 axes.plot(ends, [place, place], color=INK, linewidth=1.4, marker="|", ms=7)
             beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points"}
-            axes.annotate(show(value), (end, float(place)), va="center", fontsize=9, **beside)
+            axes.annotate(label, (end, float(place)), va="center", fontsize=9, **beside)
         axes.set_yticks(places, [_literal(name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.margins(x=0.3)
+        # Room for the longest label right of the longest bar, also in a reader's wider font.
+        axes.margins(x=max(0.3, 0.028 * max(map(len, labels), default=0)))
         axes.grid(visible=False, axis="y")
         _name(axes, title, ylabel + (" (mean ± sd)" if spreads.any() else ""), "")
     return drawn[0]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from research.models import products
+from research.models import products, vocabulary
 from research.models.products import compute_dtype, multiply, product_dtype
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -24,6 +24,18 @@ SLOPE = jax.random.normal(KEYS[2], (4, 16, 48))
 def with_gradients(x, kernel, dtype="bfloat16"):
     y, back = jax.vjp(lambda x, kernel: multiply(x, kernel, dtype), x, kernel)
     return y, *back(SLOPE)
+
+
+def scored_with_gradients(x, words):
+    """The labels' scores among the 48 columns of `words`, the products as `Transformer.nll` has
+    them."""
+    labels = jnp.arange(64).reshape(4, 16) % 48
+
+    def score(x, words):
+        return vocabulary.score(x.astype(products.factor_dtype("bfloat16")), words.T, labels).nll
+
+    nll, back = jax.vjp(score, x, words)
+    return nll, *back(jnp.ones_like(nll))
 
 
 def rounded(x) -> np.ndarray:
@@ -77,8 +89,9 @@ def test_a_mesh_changes_nothing_and_gathers_no_activations(dtype) -> None:
 @pytest.mark.skipif(
     not products.features() & {"avx512_bf16", "amx_bf16"}, reason="no bfloat16 in this processor"
 )
-def test_no_product_is_fed_by_a_conversion_to_float32() -> None:
-    text = jax.jit(with_gradients).lower(X, KERNEL).compile().as_text()
+@pytest.mark.parametrize("program", [with_gradients, scored_with_gradients])
+def test_no_product_is_fed_by_a_conversion_to_float32(program) -> None:
+    text = jax.jit(program).lower(X, KERNEL).compile().as_text()
     kinds = dict(re.findall(r"(%\S+) = (\w+)\[", text))
     factors = re.findall(r" dot\((%[\w.]+), (%[\w.]+)\)", text)
     assert len(factors) == 3

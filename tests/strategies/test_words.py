@@ -15,7 +15,7 @@ import workshop
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_step import MASKED, PACKED, SPEC, start
 
-from research import audit, initialize, replay, runs, train
+from research import audit, initialize, replay, runs, sharding, train
 from research.adapt import Strategy
 from research.checkpoint import load_tree
 from research.data.tokenize import Encoded
@@ -24,7 +24,8 @@ from research.models.transformer import Transformer
 from research.optim import Optim
 from research.optimizers import Lion
 from research.replicate import replicate
-from research.step import TrainState, init_state, train_step
+from research.sharding import MeshSpec
+from research.step import TrainState, abstract_state, init_state, make_step, train_step
 from research.strategies import DecayToInit, Full, LayerDecay, LoRA, SeenWords
 from research.strategies.words import TABLE
 from research.tasks.classify import Classify
@@ -89,6 +90,26 @@ def test_the_optimizer_holds_their_rows_alone_and_decay_spares_the_others() -> N
     before, after = (flatten_dict(p, sep="/")[TABLE] for p in (start(TASK), seen.params))
     np.testing.assert_array_equal(after[OTHERS], before[OTHERS])
     assert (np.abs(after[SPARE]) < np.abs(before[SPARE])).all()
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_a_mesh_changes_nothing(axes: tuple[int, int, int]) -> None:
+    def losses(spec: MeshSpec, devices: int) -> list[float]:
+        mesh = spec.build(jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            params = initialize.abstract_params(TASK, PACKED, mesh, SeenWords())
+            _, create = abstract_state(OPTIM, SeenWords(), 10, params, mesh, len(WORDS))
+            state = create(start(TASK), words=WORDS)
+            program, found = make_step(TASK, OPTIM, SeenWords(), 10, 1), []
+            for _ in range(3):
+                state, means = program(state, sharding.put(PACKED, mesh), jax.random.key(7))
+                found.append(float(means["loss"].value))
+        return found
+
+    data, fsdp, tensor = axes
+    spread = losses(MeshSpec(data=data, fsdp=fsdp, tensor=tensor), 8)
+    np.testing.assert_allclose(spread, losses(MeshSpec(data=1), 1), rtol=1e-5)
 
 
 def test_words_are_those_of_the_texts_and_few_numbers_of_them() -> None:
