@@ -1,7 +1,8 @@
 """Labels scored against a whole vocabulary tile by tile, so that [N, V] is never in memory.
 
 The scores of a tile of rows are made, read and dropped; the backward pass makes them again (the
-idea is that of Wijmans et al., 2025). Costs one matrix product in four more than keeping them.
+idea is that of Wijmans et al., 2025). Costs one matrix product in four more than keeping them,
+which is done where one tile is all.
 """
 
 from __future__ import annotations
