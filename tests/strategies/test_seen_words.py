@@ -93,14 +93,15 @@ def test_the_optimizer_holds_their_rows_alone_and_decay_spares_the_others() -> N
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
-@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("axes", [(4, 1, 1), (2, 2, 1), (2, 2, 2)])
 def test_a_mesh_changes_nothing(axes: tuple[int, int, int]) -> None:
     def losses(spec: MeshSpec, devices: int) -> list[float]:
         mesh = spec.build(jax.devices()[:devices])
         with jax.set_mesh(mesh):
             params = initialize.abstract_params(TASK, PACKED, mesh, SeenWords())
-            _, create = abstract_state(OPTIM, SeenWords(), 10, params, mesh, len(WORDS))
-            state = create(start(TASK), words=WORDS)
+            abstract, create = abstract_state(OPTIM, SeenWords(), 10, params, mesh, len(WORDS))
+            where = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+            state = create(jax.device_put(start(TASK), where), words=WORDS)
             program, found = make_step(TASK, OPTIM, SeenWords(), 10, 1), []
             for _ in range(3):
                 state, means = program(state, sharding.put(PACKED, mesh), jax.random.key(7))
@@ -108,7 +109,7 @@ def test_a_mesh_changes_nothing(axes: tuple[int, int, int]) -> None:
         return found
 
     data, fsdp, tensor = axes
-    spread = losses(MeshSpec(data=data, fsdp=fsdp, tensor=tensor), 8)
+    spread = losses(MeshSpec(data=data, fsdp=fsdp, tensor=tensor), data * fsdp * tensor)
     np.testing.assert_allclose(spread, losses(MeshSpec(data=1), 1), rtol=1e-5)
 
 
