@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from research import average, runs, train
 from research.adapt import HeadOnly
 from research.checkpoint import load_tree
-from research.errors import ConfigError, PreemptedError
+from research.errors import ConfigError
 from research.evaluate import HeldOut
 from research.infer.loaded import load
 from research.optim import Optim
@@ -111,17 +108,7 @@ def test_only_what_learns_is_averaged_and_resuming_is_bit_for_bit(
     }
     assert not [p for p in flat(unbroken.path, "ema/params", 8) if "block" in p]
 
-    def advance(self: train.Loop, batch: Any) -> Any:
-        if self.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
-
-    original = train.Loop.advance
-    monkeypatch.setattr(train.Loop, "advance", advance)
-    with pytest.raises(PreemptedError):
-        train.run(config, folder / "stopped")
-    monkeypatch.undo()
-    resumed = train.run(config, folder / "stopped")
+    resumed = workshop.stopped_and_resumed(config, folder / "stopped", 5, monkeypatch)
     last = [load_tree(r.path / "checkpoints", "", 8) for r in (unbroken, resumed)]
     jax.tree.map(np.testing.assert_array_equal, *last)
 

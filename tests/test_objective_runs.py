@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from research import runs, train
 from research.config import Config
 from research.data.domains import Domains
 from research.data.texts import Texts
-from research.errors import ConfigError, PreemptedError
+from research.errors import ConfigError
 from research.infer.loaded import load
 from research.infer.predict import predict
 from research.models.transformer import Transformer
@@ -66,18 +64,7 @@ def test_a_run_with_terms_resumes_and_serves_the_task_within(
     lines = [row for row in told(whole.path) if row["split"] == "train"]
     assert {"loss", "task_loss", "rdrop", "domain_adversarial"} <= set(lines[-1])
 
-    usual = train.Loop.advance
-
-    def advance(self: train.Loop, batch: Any) -> Any:
-        if self.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return usual(self, batch)
-
-    monkeypatch.setattr(train.Loop, "advance", advance)
-    with pytest.raises(PreemptedError):
-        train.run(config, tmp_path / "cut")
-    monkeypatch.undo()
-    resumed = train.run(config, tmp_path / "cut")
+    resumed = workshop.stopped_and_resumed(config, tmp_path / "cut", 3, monkeypatch)
     assert told(resumed.path) == told(whole.path)
 
     model = load(whole.path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,6 @@ from research.checkpoint import load_tree
 from research.errors import ConfigError, LockedError, NonFiniteError, PreemptedError, StorageError
 from research.evaluate import HeldOut
 from research.infer.loaded import load
-from research.manifest import latest
 from research.optim import Optim
 from research.replay import replay
 from research.runs import RunDirectory
@@ -111,18 +109,8 @@ def test_a_run_that_differs_in_seed_alone_traces_nothing(
 def test_stopped_anywhere_it_saves_and_goes_on_bit_for_bit(
     whole: train.Result, folder: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def advance(self: train.Loop, batch: Any) -> Any:
-        if self.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
-
-    original = train.Loop.advance
-    monkeypatch.setattr(train.Loop, "advance", advance)
-    with pytest.raises(PreemptedError, match=f"saved at step {step}"):
-        train.run(workshop.config(folder), folder / f"stopped{step}")
-    assert latest(folder / f"stopped{step}" / "tiny" / "checkpoints") == step
-    monkeypatch.undo()
-    resumed = train.run(workshop.config(folder), folder / f"stopped{step}")
+    config, cut = workshop.config(folder), folder / f"stopped{step}"
+    resumed = workshop.stopped_and_resumed(config, cut, step, monkeypatch)
     assert told(resumed.path) == told(whole.path)
     last = [load_tree(path / "checkpoints", step=12) for path in (resumed.path, whole.path)]
     jax.tree.map(np.testing.assert_array_equal, *last)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
-from research import initialize, sharding
+from research import initialize, sharding, train
 from research.config import Config
 from research.data.texts import Texts
 from research.data.wordpiece import train_wordpiece
+from research.errors import PreemptedError
 from research.evaluate import HeldOut
+from research.manifest import latest
 from research.models.transformer import Spec, Transformer
 from research.optim import Optim
 from research.sharding import MeshSpec
@@ -62,6 +67,25 @@ def config(folder: Path, **changes: Any) -> Config:
         track="dev/accuracy",
     )
     return dataclasses.replace(made, **changes)
+
+
+def stopped_and_resumed(
+    config: Config, folder: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> train.Result:
+    """The run of a config that SIGTERM stops after `step` steps, and that then goes on."""
+
+    def advance(self: train.Loop, batch: Any) -> Any:
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    original = train.Loop.advance
+    monkeypatch.setattr(train.Loop, "advance", advance)
+    with pytest.raises(PreemptedError, match=f"saved at step {step}"):
+        train.run(config, folder)
+    assert latest(folder / config.name / "checkpoints") == step
+    monkeypatch.undo()
+    return train.run(config, folder)
 
 
 def loss_curve(

@@ -133,7 +133,7 @@ class Batches:
 
     def words(self) -> np.ndarray:
         """The ids of the words that the examples have, int32 [U]; see `Encoded.seen`."""
-        return self.examples.encoded.seen()
+        return self.examples.encoded.seen
 
     def stats(self) -> dict[str, Any]:
         """What the audit says of the data; JSON values."""

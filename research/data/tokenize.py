@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,7 @@ class Encoded:
         """Tokens of each example, int64 [examples]."""
         return np.diff(self.offsets)
 
+    @functools.cached_property
     def seen(self) -> np.ndarray:
         """The ids of the tokens that there are: int32 [U], ascending. Others with small ids fill
         them up to one of few numbers, so that like data have as many."""

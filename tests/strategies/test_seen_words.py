@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from research import audit, initialize, replay, runs, sharding, train
 from research.adapt import Strategy
 from research.checkpoint import load_tree
 from research.data.tokenize import Encoded
-from research.errors import ConfigError, NonFiniteError, PreemptedError
+from research.errors import ConfigError, NonFiniteError
 from research.models.transformer import Transformer
 from research.optim import Optim
 from research.optimizers import Lion
@@ -121,7 +119,7 @@ def test_words_are_those_of_the_texts_and_few_numbers_of_them() -> None:
         none: Any = np.zeros(0)
         facts: Any = {"lost": 0, "truncated": 0, "blank": none, "fingerprint": ""}
         arrays = {"types": none, "words": none, "offsets": none, "row_of": none}
-        found = Encoded(tokens=tokens, **arrays, **facts).seen()
+        found = Encoded(tokens=tokens, **arrays, **facts).seen
         assert found.dtype == np.int32 and (np.diff(found) > 0).all()
         assert np.isin(tokens, found).all() and found[-1] == tokens.max()
         assert len(found) < 1.26 * len(np.unique(tokens)) + 8
@@ -149,17 +147,7 @@ def test_a_run_stops_and_goes_on_bit_for_bit_and_says_what_learns(
     config = workshop.config(folder, adapt=SeenWords(), evals=(), track=None)
     whole = train.run(config, folder / "whole")
 
-    def advance(self: train.Loop, batch: Any) -> Any:
-        if self.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
-
-    original = train.Loop.advance
-    monkeypatch.setattr(train.Loop, "advance", advance)
-    with pytest.raises(PreemptedError, match="saved at step 5"):
-        train.run(config, folder / "stopped")
-    monkeypatch.undo()
-    resumed = train.run(config, folder / "stopped")
+    resumed = workshop.stopped_and_resumed(config, folder / "stopped", 5, monkeypatch)
     last, other = (load_tree(r.path / "checkpoints", "", 12) for r in (resumed, whole))
     jax.tree.map(np.testing.assert_array_equal, last, other)
     count, width = len(last["words"]), 16

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from test_step import SPEC, batch_of
 from research import config as configs
 from research import initialize, train
 from research.checkpoint import load_tree
-from research.errors import ConfigError, PreemptedError
+from research.errors import ConfigError
 from research.infer.loaded import load
 from research.models.pretrained import peft
 from research.models.recurrent import Recurrent, RecurrentSpec
@@ -145,17 +143,9 @@ def last(path: Path) -> dict[str, np.ndarray]:
 def test_a_run_with_lora_resumes_bit_for_bit_and_keeps_its_trunk(
     whole: train.Result, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def advance(self: train.Loop, batch: Any) -> Any:
-        if self.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
-
-    original = train.Loop.advance
-    monkeypatch.setattr(train.Loop, "advance", advance)
-    with pytest.raises(PreemptedError, match="saved at step 5"):
-        train.run(workshop.config(folder, adapt=LORA), folder / "stopped")
-    monkeypatch.undo()
-    resumed = train.run(workshop.config(folder, adapt=LORA), folder / "stopped")
+    resumed = workshop.stopped_and_resumed(
+        workshop.config(folder, adapt=LORA), folder / "stopped", 5, monkeypatch
+    )
     expected = last(whole.path)
     for path, leaf in last(resumed.path).items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
