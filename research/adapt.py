@@ -122,6 +122,9 @@ class Strategy:
         found = combine(self.parts(), leaves)
         if not any(rule.learns for rule in found.values()):
             raise ConfigError(f"adapt: no parameter learns under {self}")
+        for path, rule in found.items():
+            if rule.seen and not rule.learns:
+                raise ConfigError(f"adapt: {path} does not learn under {self}, so no word does")
         return found
 
     def growth(self, leaves: Leaves, key: jax.Array) -> Flat:

@@ -50,7 +50,7 @@ def assemble(
     kind = (config.task, config.optim, config.adapt, config.steps or 0, config.microbatches)
     count = None if words is None else len(words)
     made = parts(*kind, initialize.shapes_of(rows), mesh, count)
-    return Assembly(config, rows, *made, words if made[1].words is not None else None)
+    return Assembly(config, rows, *made, words)
 
 
 # The runs of an arm differ in seed and data alone: nothing is traced or compiled for a second one.

@@ -27,7 +27,7 @@ def audit(config: Config, params: Any, mesh: Mesh, batches: Any) -> dict[str, An
     rows = []
     for path, leaf in flat.items():
         rule = rules[path]
-        seen = len(batches.words()) if rule.seen and rule.learns else None
+        seen = len(batches.words()) if rule.seen else None
         spec = sharding.partition(path, leaf.shape, mesh)
         rows.append(
             {

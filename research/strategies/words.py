@@ -33,8 +33,6 @@ class SeenWords(Strategy):
             raise ConfigError(f"adapt: SeenWords: this trunk has no {TABLE}")
 
     def refine(self, rules: dict[str, Rule], leaves: Leaves) -> dict[str, Rule]:
-        if not rules[TABLE].learns:
-            raise ConfigError(f"adapt: SeenWords: {TABLE} does not learn, so no word does")
         return rules | {TABLE: dataclasses.replace(rules[TABLE], seen=True)}
 
 

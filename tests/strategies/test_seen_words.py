@@ -24,7 +24,7 @@ from research.optimizers import Lion
 from research.replicate import replicate
 from research.sharding import MeshSpec
 from research.step import TrainState, abstract_state, init_state, make_step, train_step
-from research.strategies import DecayToInit, Full, LayerDecay, LoRA, SeenWords
+from research.strategies import DecayToInit, Frozen, Full, LayerDecay, LoRA, SeenWords
 from research.strategies.words import TABLE
 from research.tasks.classify import Classify
 
@@ -130,8 +130,10 @@ def test_words_are_those_of_the_texts_and_few_numbers_of_them() -> None:
 def test_where_it_has_no_meaning_it_is_refused() -> None:
     with pytest.raises(ConfigError, match="scored against it"):
         train_some(SeenWords(), OPTIM, MASKED)
-    with pytest.raises(ConfigError, match="does not learn"):
-        train_some(LoRA(rank=2) | SeenWords(), OPTIM)
+    for other in (LoRA(rank=2), Frozen(("embed/table",))):
+        for both in (other | SeenWords(), SeenWords() | other):
+            with pytest.raises(ConfigError, match="does not learn"):
+                train_some(both, OPTIM)
 
 
 @pytest.fixture(scope="module")
