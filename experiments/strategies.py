@@ -1,4 +1,4 @@
-"""Which fine-tuning strategy gives the most for what it costs? Fifteen of them, on three tasks.
+"""Which fine-tuning strategy gives the most for what it costs? Sixteen of them, on three tasks.
 
     launch.py study experiments/strategies.py --init-from DIR --data "sst2;TRAIN;DEV" ...
     ... --small                      one task, two seeds, few rows: minutes
@@ -34,6 +34,7 @@ from research.strategies import (
     Prefix,
     Prompt,
     ReinitTop,
+    SeenWords,
     Strategy,
 )
 from research.study.arms import Arms
@@ -64,6 +65,7 @@ def arms_of(steps: int) -> dict[str, Arm]:
     small = 1e-3
     return {
         FULL: Arm(Full(), 1e-4),
+        "seen words": Arm(SeenWords(), 1e-4),
         "head only": Arm(HeadOnly(), 3e-3),
         "layer decay 0.8": Arm(LayerDecay(0.8), 2e-4),
         "BitFit": Arm(BitFit(), small),

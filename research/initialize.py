@@ -120,8 +120,9 @@ def shapes_of(batch: Any) -> Shapes:
     return tuple(sorted(told))
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def initialize(task: nn.Module, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, Any]:
-    """Parameters from scratch, as a nested dict."""
+    """Parameters from scratch, as a nested dict. One program, not one for every operation."""
     return task.init({"params": key, "noise": key}, batch, train=False)["params"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from research import initialize
 from research.data.wordpiece import train_wordpiece
 from research.models import pretrained
 from research.models.transformer import Spec, Transformer
@@ -29,7 +30,6 @@ def write_bert(folder: Path, texts: Sequence[str], size: int = 90, *, words: boo
     zero = np.zeros((1, 1), np.int32)
     names = ("tokens", "positions", "segments", "types", "ids", "starts", "lengths", "labels")
     batch: dict[str, Any] = dict.fromkeys(names, zero) | {"weights": zero.astype(np.float32)}
-    key = jax.random.key(0)
-    params = task.init({"params": key, "noise": key}, batch, train=False)["params"]
+    params = initialize.initialize(task, batch, jax.random.key(0))
     pretrained.save(folder / "bert", task, params, folder / "tokenizer.json")
     return folder / "bert"

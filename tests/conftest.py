@@ -6,9 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Compiling is most of the time of these tests, and halved without LLVM's optimisation. Set before
-# JAX is imported, and handed down to the processes that tests start.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Compiling is most of the time of these tests: halved without LLVM's optimisation, and nearly so
+# once more by XLA's older emitters of loops. Set before JAX is imported, and handed down to the
+# processes that tests start.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+    )
+)
 # Laws hold to float32's tolerances on any processor; tests of other precisions ask for them.
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 

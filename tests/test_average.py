@@ -94,7 +94,9 @@ def test_an_average_changes_neither_the_steps_nor_what_a_run_without_one_keeps(
     assert set(load_tree(plain.path / "checkpoints", "")) == {"step", "params", "opt_state"}
     with_average, without = (flat(r.path, "params", 12) for r in (averaged, plain))
     for path, leaf in without.items():
-        np.testing.assert_allclose(with_average[path], leaf, rtol=1e-5, atol=1e-7)
+        # A bias of keys has no gradient but rounding, which Adam makes steps of.
+        if not path.endswith("key/bias"):
+            np.testing.assert_allclose(with_average[path], leaf, rtol=1e-5, atol=1e-7)
 
 
 def test_only_what_learns_is_averaged_and_resuming_is_bit_for_bit(

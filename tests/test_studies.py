@@ -139,7 +139,7 @@ def test_strategies_are_set_against_full_fine_tuning(
     )
     assert chosen.config.optim.learning_rate == (0.3, 1.0)[-best[1]] * 1e-3
     # All of them have a place on this trunk; two that add leaves run beside one that adds none.
-    assert len(plan_of("strategies", tmp_path / "all", **knobs, factors=(1.0,))) == 15
+    assert len(plan_of("strategies", tmp_path / "all", **knobs, factors=(1.0,))) == 16
     few: dict[str, Any] = {"only": ("head only", "LoRA r=4", "LoRA r=16"), "factors": (1.0,)}
     run_study("strategies", tmp_path / "few", **knobs, **few)
 

@@ -13,7 +13,7 @@ import workshop
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import launch
-from research import runs
+from research import initialize, runs
 from research.infer.loaded import load
 from research.models import pretrained
 from research.models.xlnet import XLNet, XLNetSpec
@@ -43,8 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = np.ones((1, 8), np.int32)
     batch: dict[str, Any] = {"tokens": row, "segments": row, "types": row * 0, "ids": row[:, :1]}
     batch |= {"positions": np.arange(8, dtype=np.int32)[None], "lengths": row[:, :1] * 8}
-    keys = {"params": jax.random.key(0), "noise": jax.random.key(0)}
-    params = task.init(keys, batch, train=False)["params"]
+    params = initialize.initialize(task, batch, jax.random.key(0))
     assert pretrained.save(folder / "tiny", task, params, folder / "tokenizer.json") == ()
     return folder
 

@@ -146,7 +146,7 @@ def test_a_window_is_what_its_name_says():
     rows = [[text] for text in layouts.examples([6], vocab_size=10) * 7]
     batch = layouts.layout(rows, 6)
     batch["tokens"] = batch["tokens"].at[jnp.arange(6), jnp.arange(6)].add(10)
-    params = trunk.init(jax.random.key(0), batch)["params"]
+    params = jax.jit(trunk.init)(jax.random.key(0), batch)["params"]
     x = np.asarray(jax.jit(trunk.apply)({"params": params}, batch))
     reached = (x[:6] != x[6]).any(axis=-1).T
     distance = np.arange(6)[:, None] - np.arange(6)[None]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from squad_files import squad, tokenizer, write
 
-from research import spans
+from research import initialize, spans
 from research.data.batches import Batches
 from research.data.questions import Questions
 from research.models.transformer import Spec, Transformer
@@ -35,8 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Questions:
 
 
 def parameters(batch: dict[str, np.ndarray]) -> Any:
-    key = jax.random.key(0)
-    params = TASK.init({"params": key, "noise": key}, batch, train=False)["params"]
+    params = initialize.initialize(TASK, batch, jax.random.key(0))
     # A head that is far from flat, so that every token matters.
     kernel = jax.random.normal(jax.random.key(1), params["span"]["kernel"].shape)
     return params | {"span": {"kernel": kernel, "bias": params["span"]["bias"]}}

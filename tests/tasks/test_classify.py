@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import losses
+from research import initialize, losses
 from research.models.pooling import Pool, pool
 from research.models.transformer import Spec, Transformer
 from research.tasks.classify import Classify
@@ -62,9 +62,7 @@ def test_pools_equal_a_loop() -> None:
 def test_label_weights_weigh_examples_and_not_accuracy() -> None:
     rows = batch()
     plain = Classify(backbone=Transformer(SPEC), labels=("a", "b", "c"))
-    params = plain.init(
-        {"params": jax.random.key(0), "noise": jax.random.key(0)}, rows, train=False
-    )
+    params = {"params": initialize.initialize(plain, rows, jax.random.key(0))}
     values = losses.cross_entropy(plain.apply(params, rows, method="logits"), rows["labels"])
     weights = np.array([1.0, 4.0, 0.5])[rows["labels"]] * rows["weights"]
     weighted = plain.clone(label_weights=(1.0, 4.0, 0.5)).apply(params, rows, train=False)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from research import initialize
 from research.models.transformer import Spec, Transformer
 from research.tasks import span_masks
 from research.tasks.lm import MaskedLM, gather_chosen
@@ -132,9 +133,7 @@ def test_gathering_keeps_every_chosen_position_once() -> None:
 def test_the_loss_is_that_of_the_full_projection() -> None:
     rows = batch(4, 60)
     model = task()
-    params = model.init(
-        {"params": jax.random.key(0), "noise": jax.random.key(0)}, rows, train=False
-    )
+    params = {"params": initialize.initialize(model, rows, jax.random.key(0))}
     found = model.apply(params, rows, train=False, rngs={"noise": jax.random.key(5)})["loss"]
 
     def plainly(module: MaskedLM) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from research import initialize
 from research.errors import ConfigError
 from research.models.transformer import Spec, Transformer
 from research.models.xlnet import XLNet, XLNetSpec
@@ -102,7 +103,7 @@ def test_every_predicted_token_is_asked_for_once(spans: int | None) -> None:
 
 def start() -> Any:
     key = jax.random.key(1)
-    params = TASK.init({"params": key, "noise": key}, PADDED, train=False)["params"]
+    params = initialize.initialize(TASK, PADDED, key)
     # The head's bias is 0 at first, and so would be half of what is compared.
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
 
