@@ -68,7 +68,6 @@ def abstract_state(
     """Shapes and shardings of the state, and the function that turns parameters into it. Where
     only seen words learn, `words` is how many, and the function takes their ids under that name."""
     rules = adapt.rules(flatten_dict(params, sep="/"))
-    words = words if any(rule.seen for rule in rules.values()) else None
     tx = optim.build(steps, rules)
     create = functools.partial(init_state, tx=tx, rules=rules, ema=optim.ema)
     ids = None if words is None else jax.ShapeDtypeStruct((words,), jnp.int32)
