@@ -10,6 +10,7 @@ import pytest
 
 import launch
 from research.errors import ConfigError
+from research.models import products
 from research.scale import topology
 from research.scale.chips import CHIPS, parse
 from research.scale.collectives import by_kind, collectives, group_size
@@ -70,6 +71,19 @@ def test_operations_of_a_loop_count_by_its_turns() -> None:
 
     traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((4, 4), "float32"))
     assert flops(traced) == 5 * 2 * 4**3
+
+
+def test_operations_that_no_result_needs_do_not_count() -> None:
+    """Of a product whose gradients are written out, with a kernel that does not learn."""
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return products.rounded(products.rounded(x, kernel), kernel).sum()
+
+    square = jax.ShapeDtypeStruct((64, 64), "float32")
+    frozen, learned = (jax.make_jaxpr(jax.grad(loss, by))(square, square) for by in (0, (0, 1)))
+    # Of the last product only its factor is asked for, not its value.
+    assert flops(frozen) == 2 * 2 * 64**3
+    assert flops(learned) == 5 * 2 * 64**3
 
 
 def test_groups_are_read_in_every_spelling() -> None:

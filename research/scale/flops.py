@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def flops(jaxpr: Any) -> float:
-    """Of the matrix products and convolutions of a (closed) jaxpr, over all devices: 2 a multiply
-    and add. Loops count by their turns, a choice by its costliest branch; XLA's own count takes
-    every loop once. A loop whose turns are not known counts once.
+    """Of the matrix products and convolutions that a (closed) jaxpr's results need, over all
+    devices: 2 a multiply and add. Loops count by their turns, a choice by its costliest branch;
+    XLA's own count takes every loop once. A loop whose turns are not known counts once.
     """
+    whole = getattr(jaxpr, "jaxpr", jaxpr)
+    # A gradient that is written out has products for what is frozen too; XLA leaves them out.
+    needed: Any = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars))[0]
     total = 0.0
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    for equation in needed.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
