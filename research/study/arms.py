@@ -90,7 +90,8 @@ class Arms:
             ),
             rows=tuple(
                 (
-                    *(arm, rival, name, test.difference, test.n, test.p, p, test.t_p, test.dz),
+                    *(arm, rival, name, test.difference, test.n, test.p, p, test.t_p),
+                    None if np.isnan(test.dz) else test.dz,
                     needed(test),
                 )
                 for (arm, rival, name, test), p in zip(found, adjusted)

@@ -57,3 +57,10 @@ def test_arms_with_other_seeds_are_refused_and_one_seed_is_not_tested(arms: Arms
     single = Arms("F1", {("a", "x"): [0.1], ("b", "x"): [0.2]})
     assert single.tests("Tests", [("a", "b")]).rows == ()
     assert len(arms.figures()) == 2
+
+
+def test_arms_that_are_equal_have_no_size_of_effect() -> None:
+    equal = Arms("F1", {("a", "x"): [0.1, 0.2], ("b", "x"): [0.1, 0.2]})
+    ((*_, size, needed),) = equal.tests("Tests", [("a", "b")]).rows
+    assert size is None and needed is None
+    assert "nan" not in equal.tests("Tests", [("a", "b")]).to_text()
