@@ -246,9 +246,7 @@ def probe(config: Config) -> float:
     mesh = config.mesh.build()
     if config.init_from is None:
         batch = config.data.open("train", config.batch_size).batch(0)
-        params = jax.jit(lambda key: initialize.initialize(config.task, batch, key))(
-            jax.random.key(config.seed)
-        )
+        params = initialize.initialize(config.task, batch, jax.random.key(config.seed))
     else:
         params = jax.device_put(load(config.init_from).params)
     with jax.set_mesh(mesh):

@@ -4,8 +4,8 @@
     ... --small                      one task, two seeds, few rows: minutes
     ... --dry-run                                    the arms and what they will cost
 
-Accuracy (or the task's own score) on dev, parameters that learn, FLOPs and temporary memory of the
-compiled step as XLA counts them, and time a step. Each strategy has its own learning rate, the best
+Accuracy (or the task's own score) on dev, parameters that learn, FLOPs of the step as it is traced,
+temporary memory as XLA compiles it, and time a step. Each strategy has its own learning rate, the best
 of `factors` times a usual one on rows of train that no run learns from, by one seed of its own: one
 rate for all would favour full fine-tuning or the small ones. DIR: any BERT directory.
 Two CPU cores and all-MiniLM-L6-v2: a night as given; `--factors 1` saves a third of it. A run of
@@ -190,8 +190,8 @@ def page(
         *arms.figures(),
         Heading("Cost"),
         Text(
-            "FLOPs and temporary memory are XLA's of the compiled step (the costliest of its "
-            "shapes); milliseconds are those of training over steps, on whatever else the machine "
+            "FLOPs are those of the products that a step needs, temporary memory is XLA's of the "
+            "compiled step (both of the costliest of its shapes); milliseconds are those of training over steps, on whatever else the machine "
             "was doing. Weights, gradients and moments come on top: the state."
         ),
         cost_table(costs),
