@@ -4,9 +4,9 @@
     ... --small                      one task, two seeds, few rows: minutes
     ... --dry-run                                    the arms and what they will cost
 
-Accuracy (or the task's own score) on dev, parameters that learn, FLOPs of the step as it is traced,
-temporary memory as XLA compiles it, and time a step. Each strategy has its own learning rate, the best
-of `factors` times a usual one on rows of train that no run learns from, by one seed of its own: one
+Accuracy (or the task's own score) on dev, parameters that learn, FLOPs of the products that a step
+needs, temporary memory of the compiled one, and its time. Each strategy has its own learning rate,
+the best of `factors` times a usual one on rows of train that no run learns from, by one seed of its own: one
 rate for all would favour full fine-tuning or the small ones. DIR: any BERT directory.
 Two CPU cores and all-MiniLM-L6-v2: a night as given; `--factors 1` saves a third of it. A run of
 full fine-tuning keeps a checkpoint of 270 MB.
@@ -191,8 +191,8 @@ def page(
         Heading("Cost"),
         Text(
             "FLOPs are those of the products that a step needs, temporary memory is XLA's of the "
-            "compiled step (both of the costliest of its shapes); milliseconds are those of training over steps, on whatever else the machine "
-            "was doing. Weights, gradients and moments come on top: the state."
+            "compiled step (both of the costliest of its shapes); milliseconds are those of "
+            "training over steps, on whatever else the machine was doing. Weights, gradients and moments come on top: the state."
         ),
         cost_table(costs),
         rate_table(rates),
