@@ -6,8 +6,8 @@
 
 Accuracy (or the task's own score) on dev, parameters that learn, FLOPs of the products that a step
 needs, temporary memory of the compiled one, and its time. Each strategy has its own learning rate,
-the best of `factors` times a usual one on rows of train that no run learns from, by one seed of its own: one
-rate for all would favour full fine-tuning or the small ones. DIR: any BERT directory.
+the best of `factors` times a usual one on rows of train that no run learns from, by one seed
+of its own: one rate for all would favour full fine-tuning or the small ones. DIR: any BERT folder.
 Two CPU cores and all-MiniLM-L6-v2: a night as given; `--factors 1` saves a third of it. A run of
 full fine-tuning keeps a checkpoint of 270 MB.
 """
@@ -192,7 +192,8 @@ def page(
         Text(
             "FLOPs are those of the products that a step needs, temporary memory is XLA's of the "
             "compiled step (both of the costliest of its shapes); milliseconds are those of "
-            "training over steps, on whatever else the machine was doing. Weights, gradients and moments come on top: the state."
+            "training over steps, on whatever else the machine was doing. Weights, "
+            "gradients and moments come on top: the state."
         ),
         cost_table(costs),
         rate_table(rates),
