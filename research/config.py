@@ -128,10 +128,16 @@ def load(file: str | Path, function: str = "config") -> Callable[..., Any]:
 
 
 def load_config(file: str | Path, overrides: list[str], prog: str = "train FILE") -> Config:
-    """The config of a file with typed overrides such as ["--optim.learning-rate", "3e-5"]."""
+    """The config of a file with typed overrides such as ["--optim.learning-rate", "3e-5"].
+
+    One of `--steps` and `--epochs` takes the place of the other.
+    """
     config = load(file)()
     if not isinstance(config, Config):
         raise ConfigError(f"{file}: config() returned {type(config).__name__}, not a Config")
+    lengths = {flag.split("=")[0] for flag in overrides} & {"--steps", "--epochs"}
+    if len(lengths) == 1:
+        config = dataclasses.replace(config, steps=None, epochs=None)
     return override(config, overrides, prog)
 
 

@@ -107,6 +107,16 @@ def test_values_that_cannot_go_together(change: dict[str, object], said: str) ->
         dataclasses.replace(CONFIG, **change).check()
 
 
+def test_steps_take_the_place_of_epochs_and_epochs_that_of_steps() -> None:
+    stepped = configs.load_config("configs/smoke.py", ["--steps", "7"])
+    assert (stepped.steps, stepped.epochs) == (7, None)
+    epochs = configs.load_config("configs/bert_large.py", ["--epochs=2"])
+    assert (epochs.steps, epochs.epochs) == (None, 2)
+    both = configs.load_config("configs/smoke.py", ["--steps", "7", "--epochs", "1"])
+    with pytest.raises(ConfigError, match="either steps or epochs"):
+        both.check()
+
+
 def test_files_that_are_no_configs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         configs.load_config(tmp_path / "missing.py", [])

@@ -25,13 +25,14 @@ STRATEGIES: dict[str, Strategy] = {"head only": HeadOnly(), "LoRA": LoRA(), "ful
 def main(arguments: list[str]) -> None:
     """`bench replicates [FILE] --steps 3 [OVERRIDES]`: seeds, and learning rates of one seed."""
     parser = argparse.ArgumentParser(prog="launch.py bench replicates", allow_abbrev=False)
-    parser.add_argument("file", nargs="?", default="configs/smoke.py")
     parser.add_argument("--replicates", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=sorted(STRATEGIES), action="append")
     parser.add_argument("--kind", choices=KINDS, action="append")
-    options, overrides = parser.parse_known_args(arguments)
-    config = load_config(options.file, overrides, "launch.py bench replicates")
+    named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    options, overrides = parser.parse_known_args(arguments[len(named) :])
+    file = named[0] if named else "configs/smoke.py"
+    config = load_config(file, overrides, "launch.py bench replicates")
     config = dataclasses.replace(config, evals=(), track=None, save_every=10**9)
     rows = []
     for name in options.only or STRATEGIES:
