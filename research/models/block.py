@@ -87,7 +87,7 @@ class Block(nn.Module):
         def drop(y: jax.Array, site: int, adapter: str) -> jax.Array:
             here = None if noise is None else noise ^ jnp.uint32(site)
             y = layers.dropout(y, spec.dropout, here)
-            return grafts.bottleneck(self, adapter, y, ACTIVATIONS[spec.activation])
+            return grafts.bottleneck(self, adapter, y, ACTIVATIONS[spec.activation], spec.dtype)
 
         def normed(y: jax.Array) -> jax.Array:
             bare = spec.norm_first and not spec.first_norm and place == 0

@@ -9,13 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.models.products import Dtype, multiply
+
 Batch = dict[str, jax.Array]
-
-
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x W in the type of `x`, summed in float32."""
-    y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return y.astype(x.dtype)
 
 
 def leaf(module: nn.Module, name: str) -> Any:
@@ -41,12 +37,14 @@ def seen(module: nn.Module, indices: jax.Array, found: jax.Array) -> jax.Array:
     return jnp.where(learns, jnp.take(rows, places, axis=0), found)
 
 
-def low_rank(module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array) -> jax.Array:
+def low_rank(
+    module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array, dtype: Dtype
+) -> jax.Array:
     """y = x W [..., F] with s (x A) B added (LoRA), and then with columns scaled to the lengths
     `lora_magnitude` (DoRA); x [..., D] may be less what dropout took."""
     a, b = leaf(module, "lora_a"), leaf(module, "lora_b")
     scale = leaf(module, "lora_scale")
-    y = y + scale.astype(y.dtype) * product(product(x.astype(y.dtype), a), b)
+    y = y + scale.astype(y.dtype) * multiply(multiply(x, a, dtype), b, dtype)
     if not module.has_variable("params", "lora_magnitude"):
         return y
     norm = jnp.linalg.norm(kernel + scale * (a @ b), axis=0)
@@ -55,7 +53,11 @@ def low_rank(module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array) -
 
 
 def bottleneck(
-    module: nn.Module, name: str, y: jax.Array, activate: Callable[[jax.Array], jax.Array]
+    module: nn.Module,
+    name: str,
+    y: jax.Array,
+    activate: Callable[[jax.Array], jax.Array],
+    dtype: Dtype,
 ) -> jax.Array:
     """y [..., D] with what the module's adapter `name` makes of it added, where it has one."""
     if not module.has_variable("params", name):
@@ -63,7 +65,7 @@ def bottleneck(
     down, up = (leaf(module, name)[part] for part in ("down", "up"))
 
     def dense(x: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
-        z = product(x, layer["kernel"])
+        z = multiply(x, layer["kernel"], dtype)
         return z + layer["bias"].astype(x.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
 
     hidden = activate(dense(y, down).astype(jnp.float32)).astype(y.dtype)

@@ -123,7 +123,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = product(x, kernel, copies, self.dtype)
         if self.has_variable("params", "lora_a"):
-            y = grafts.low_rank(self, self.dropped(x, noise), y, kernel)
+            y = grafts.low_rank(self, self.dropped(x, noise), y, kernel, self.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + over_last(bias, y).astype(y.dtype)
