@@ -81,7 +81,7 @@ class Feedforward(Trunk):
     def logits(self, x: jax.Array) -> jax.Array:
         """Scores of every token: [..., D] -> float32 [..., V]."""
         y = self.unembed.attend(x)
-        return y + layers.over_last(self.bias, y)
+        return y + products.over_last(self.bias, y)
 
     def nll(self, x: jax.Array, labels: jax.Array) -> vocabulary.Scored:
         """Labels scored by the softmax of `logits`, which are never whole in memory."""

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.models.products import Dtype, multiply
+from research.models.products import Dtype, multiply, over_last
 
 Batch = dict[str, jax.Array]
 
@@ -23,7 +23,7 @@ def scaled(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     """[..., D] times the vector `name` [D], where the module has one (IA3)."""
     if not module.has_variable("params", name):
         return x
-    return jnp.einsum("...d,d->...d", x, leaf(module, name).astype(x.dtype))
+    return x * over_last(leaf(module, name), x).astype(x.dtype)
 
 
 def seen(module: nn.Module, indices: jax.Array, found: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def low_rank(
         return y
     norm = jnp.linalg.norm(kernel + scale * (a @ b), axis=0)
     lengths = leaf(module, "lora_magnitude") / jax.lax.stop_gradient(norm)
-    return jnp.einsum("...f,f->...f", y, lengths.astype(y.dtype))
+    return y * over_last(lengths, y).astype(y.dtype)
 
 
 def bottleneck(
@@ -66,7 +66,7 @@ def bottleneck(
 
     def dense(x: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
         z = multiply(x, layer["kernel"], dtype)
-        return z + layer["bias"].astype(x.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
+        return z + over_last(layer["bias"], z).astype(z.dtype)
 
     hidden = activate(dense(y, down).astype(jnp.float32)).astype(y.dtype)
     return y + dense(hidden, up)

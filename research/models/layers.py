@@ -19,7 +19,7 @@ from jax import lax
 from research import sharding
 from research.errors import ConfigError
 from research.models import grafts
-from research.models.products import Dtype, compute_dtype, multiply
+from research.models.products import Dtype, compute_dtype, multiply, over_last
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Norm = Literal["layer", "rms"]
@@ -67,11 +67,6 @@ def token_noise(key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     slots = jnp.maximum(batch["segments"] - 1, 0)
     examples = jnp.take_along_axis(batch["ids"], slots, axis=1).astype(jnp.uint32)
     return mix(mix(examples ^ seed) + batch["positions"].astype(jnp.uint32))
-
-
-def over_last(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A vector along the last axis of `x`, with the rank of `x`: [D] -> [1, ..., 1, D]."""
-    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
 def dropout(x: jax.Array, rate: float | jax.Array, noise: jax.Array | None) -> jax.Array:

@@ -91,6 +91,11 @@ def backward(factors: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[ja
 rounded.defvjp(forward, backward)
 
 
+def over_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector along the last axis of `x`, with the rank of `x`: [D] -> [1, ..., 1, D]."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
 def transposed(x: jax.Array) -> jax.Array:
     """[..., M, N] -> [..., N, M], in memory too; not over several devices, where it would be
     gathered."""

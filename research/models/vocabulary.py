@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from research import activations
 from research.models import layers
-from research.models.products import plain, transposed
+from research.models.products import over_last, plain, transposed
 
 # Rows of a tile on each shard of the batch. Every tile reads and writes a gradient of the table's
 # size, which fewer rows would not pay for; so many against 128k words are half a gigabyte.
@@ -120,7 +120,7 @@ gather_width.defvjp(
 def logits(x: jax.Array, table: jax.Array, bias: jax.Array | None) -> jax.Array:
     """[G, S, D] by [V, D] of one dtype -> float32 [G, S, V]."""
     scores = jnp.einsum("gsd,vd->gsv", x, table, preferred_element_type=jnp.float32)
-    return scores if bias is None else scores + layers.over_last(bias, scores)
+    return scores if bias is None else scores + over_last(bias, scores)
 
 
 def read(scores: jax.Array, labels: jax.Array) -> Scored:
@@ -142,7 +142,7 @@ def spread() -> bool:
 
 def is_label(scores: jax.Array, labels: jax.Array) -> jax.Array:
     """Where each row's label is, bool [G, S, V]."""
-    return layers.over_last(jnp.arange(scores.shape[-1]), scores) == labels[..., None]
+    return over_last(jnp.arange(scores.shape[-1]), scores) == labels[..., None]
 
 
 def cut(x: jax.Array, rows: int) -> jax.Array:

@@ -13,7 +13,7 @@ from research import activations, metrics, sharding
 from research.data.batches import Examples
 from research.errors import ConfigError
 from research.metrics import Mean
-from research.models import layers
+from research.models import layers, products
 from research.models.layers import ACTIVATIONS, Dense
 from research.tasks import span_masks
 
@@ -93,7 +93,7 @@ class MaskedLM(nn.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """BERT's prediction head: [..., D] -> float32 [..., V]."""
         logits = self.backbone.logits(self.head(x))
-        return logits + layers.over_last(self.bias, logits)
+        return logits + products.over_last(self.bias, logits)
 
     def restore(self, x: jax.Array, batch: Batch, chosen: jax.Array) -> dict[str, Mean]:
         """Loss and accuracy of the chosen tokens from the trunk's vectors [B, T, D]."""

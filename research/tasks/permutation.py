@@ -13,7 +13,7 @@ from research import losses, metrics
 from research.data.batches import Examples
 from research.errors import ConfigError
 from research.metrics import Mean
-from research.models import layers
+from research.models import layers, products
 from research.models.attention import attention_mask
 from research.models.pooling import at
 from research.models.xlnet import XLNet
@@ -101,7 +101,7 @@ class PermutationLM(nn.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """Scores of every word: [..., D] -> float32 [..., V]."""
         logits = self.backbone.logits(x)
-        return logits + layers.over_last(self.bias, logits)
+        return logits + products.over_last(self.bias, logits)
 
     def __call__(self, batch: Batch, *, train: bool) -> dict[str, Mean]:
         key = self.make_rng("noise")
