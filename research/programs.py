@@ -19,6 +19,21 @@ LARGE_MB = 256.0
 # comes to by itself where large ones are given back, and how many it maps by itself.
 MAPPING = ((-3, 2**25), (-4, 65536))
 
+# What compilers are asked for. Of parameters that are spread over a torus, a TPU's makes gathers
+# that stand still into sums of arrays which are zero but for a chip's own share, of twice the bytes
+# (pytorch/xla#6528); those that run beside products stay gathers.
+OPTIONS: dict[str, dict[str, bool | int]] = {
+    "tpu": {
+        "xla_enable_async_all_gather": True,
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+        "xla_tpu_prefer_async_allgather_to_allreduce": True,
+    }
+}
+
 
 class Program:
     """A jitted function of (state, batch, key) with an executable for every shape of the two.
@@ -55,8 +70,9 @@ class Program:
                 jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(same, told))
             traced = jitted.trace(state, batch, key)
             self.costs.append(flops.flops(traced.jaxpr))
-            self.executables[kind] = traced.lower().compile()
-            if sharding.platform() == "cpu" and (self.temporary_mb() or 0.0) > LARGE_MB:
+            platform = sharding.platform()
+            self.executables[kind] = traced.lower().compile(OPTIONS.get(platform))
+            if platform == "cpu" and (self.temporary_mb() or 0.0) > LARGE_MB:
                 map_large_blocks()
             give_back()
             self.seconds += time.monotonic() - started

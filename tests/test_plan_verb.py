@@ -99,15 +99,17 @@ PROGRAM = """HloModule test, is_scheduled=true
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
   %i = s32[] get-tuple-element(%p), index=0
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
   %x = f32[8]{0} get-tuple-element(%p), index=1
   %sum = f32[8]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
-  ROOT %out = (s32[], f32[8]{0}) tuple(%i, %sum)
+  ROOT %out = (s32[], f32[8]{0}) tuple(%next, %sum)
 }
 
 %condition (q: (s32[], f32[8])) -> pred[] {
   %q = (s32[], f32[8]{0}) parameter(0)
   %j = s32[] get-tuple-element(%q), index=0
-  %n = s32[] constant(3)
+  %n = s32[] constant(5)
   ROOT %less = pred[] compare(%j, %n), direction=LT
 }
 

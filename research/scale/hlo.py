@@ -82,6 +82,22 @@ class Computation:
         made = (self.instructions[name] for name in instruction.operands)
         return [shape for one in made for shape in one.shapes]
 
+    def steps(self, counter: Instruction) -> int:
+        """What one turn of a loop, whose body this is, adds to the counter that its condition
+        reads; 1 where that cannot be told."""
+        place = re.search(r"index=(\d+)", counter.attributes)
+        if place is None or self.root.opcode != "tuple":
+            return 1
+        added, one = 0, self.instructions[self.root.operands[int(place[1])]]
+        while one.opcode in ("add", "copy"):
+            terms = [self.instructions[name] for name in one.operands]
+            known = [int(term.attributes) for term in terms if term.opcode == "constant"]
+            others = [term for term in terms if term.opcode != "constant"]
+            if len(others) != 1:
+                return 1
+            added, one = added + sum(known), others[0]
+        return added or 1
+
 
 class Module:
     """A whole program. Raises ValueError for a text that is none."""
@@ -109,16 +125,22 @@ class Module:
                 waiting += [(called, times * turns) for called in one.called]
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop turns: as the compiler says, or as its condition does, `i < n`."""
+        """How often a loop turns: as the compiler says, or as its condition does, `i < n`, where
+        `i` starts at zero and each turn adds a constant."""
         if said := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(said[1])
-        named = re.search(r"condition=%([\w.\-]+)", loop.attributes)
-        condition = self.computations[named[1]] if named else None
-        if condition is None or condition.root.opcode != "compare":
+        condition, body = (self.named(loop, part) for part in ("condition", "body"))
+        if condition is None or body is None or condition.root.opcode != "compare":
             return 1
-        bounds = [condition.instructions[name] for name in condition.root.operands]
-        numbers = [one.attributes for one in bounds if one.opcode == "constant"]
-        return int(numbers[0]) if numbers and numbers[0].isdigit() else 1
+        counter, bound = (condition.instructions[name] for name in condition.root.operands)
+        if not (bound.opcode == "constant" and bound.attributes.isdigit()):
+            return 1
+        return math.ceil(int(bound.attributes) / max(1, body.steps(counter)))
+
+    def named(self, loop: Instruction, part: str) -> Computation | None:
+        """The condition or the body of a loop."""
+        found = re.search(rf"{part}=%([\w.\-]+)", loop.attributes)
+        return self.computations[found[1]] if found else None
 
     def slices_of(self, computation: Computation, name: str) -> list[float] | None:
         """Bytes of each slice where slices are all that is read of a value; None where more is."""

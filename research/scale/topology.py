@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 from typing import Any
@@ -34,9 +33,13 @@ def devices(chip: Chip, count: int) -> list[Any]:
     # Off a TPU, libtpu asks a server that is not there what machine it is on.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     shape = "x".join(str(side) for side in sides(count, chip.dimensions))
-    with contextlib.suppress(RuntimeError, ValueError):
+    try:
         return list(topologies.get_topology_desc(f"{chip.libtpu}:{shape}", "tpu").devices)
-    raise ConfigError(f"--topology {chip.name}-{count}: libtpu has no slice {shape} of {chip.name}")
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--topology {chip.name}-{count}: libtpu gives no slice {shape} of {chip.name}: "
+            f"{str(error).splitlines()[0][:200]}"
+        ) from None
 
 
 def sides(count: int, dimensions: int) -> tuple[int, ...]:
