@@ -37,6 +37,11 @@ def seen(module: nn.Module, indices: jax.Array, found: jax.Array) -> jax.Array:
     return jnp.where(learns, jnp.take(rows, places, axis=0), found)
 
 
+def product(x: jax.Array, kernel: jax.Array, dtype: Dtype) -> jax.Array:
+    """x W as layers multiply, but what is added, and is thin, never in eight bits."""
+    return multiply(x, kernel, "bfloat16" if dtype == "float8" else dtype)
+
+
 def low_rank(
     module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array, dtype: Dtype
 ) -> jax.Array:
@@ -44,7 +49,7 @@ def low_rank(
     `lora_magnitude` (DoRA); x [..., D] may be less what dropout took."""
     a, b = leaf(module, "lora_a"), leaf(module, "lora_b")
     scale = leaf(module, "lora_scale")
-    y = y + scale.astype(y.dtype) * multiply(multiply(x, a, dtype), b, dtype)
+    y = y + scale.astype(y.dtype) * product(product(x, a, dtype), b, dtype)
     if not module.has_variable("params", "lora_magnitude"):
         return y
     norm = jnp.linalg.norm(kernel + scale * (a @ b), axis=0)
@@ -65,7 +70,7 @@ def bottleneck(
     down, up = (leaf(module, name)[part] for part in ("down", "up"))
 
     def dense(x: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
-        z = multiply(x, layer["kernel"], dtype)
+        z = product(x, layer["kernel"], dtype)
         return z + over_last(layer["bias"], z).astype(z.dtype)
 
     hidden = activate(dense(y, down).astype(jnp.float32)).astype(y.dtype)

@@ -80,7 +80,10 @@ def compile_step(config: Config, devices: list[Any]) -> Step:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             said = next((s for s in str(error).splitlines() if "Used" in s), str(error))
-            raise ConfigError(f"plan: the step does not fit: {said[:200]}") from None
+            raise ConfigError(
+                f"plan: the step does not fit: {said[:200]} More chips, --microbatches and "
+                "--task.backbone.spec.remat true take less."
+            ) from None
     seconds = time.monotonic() - started
     return Step(config, mesh, state, rows, compiled, counted, seconds)
 

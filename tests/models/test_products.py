@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from research.models import products, vocabulary
+from research.models import grafts, products, vocabulary
 from research.models.products import compute_dtype, multiply, product_dtype
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -36,6 +37,28 @@ def scored_with_gradients(x, words):
 
     nll, back = jax.vjp(score, x, words)
     return nll, *back(jnp.ones_like(nll))
+
+
+class Adapted(nn.Module):
+    """What an adapter makes of vectors."""
+
+    @nn.compact
+    def __call__(self, x):
+        return grafts.bottleneck(self, "adapter", x, jnp.tanh, "bfloat16")
+
+
+def adapted_with_gradients(x, kernel):
+    """An adapter whose layers have `kernel` and its transpose, without a bias."""
+
+    def adapted(x, down, up):
+        layers = {
+            name: {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
+            for name, kernel in (("down", down), ("up", up))
+        }
+        return Adapted().apply({"params": {"adapter": layers}}, x)
+
+    y, back = jax.vjp(adapted, x, kernel, kernel.T)
+    return y, *back(jnp.ones_like(y))
 
 
 def rounded(x) -> np.ndarray:
@@ -89,12 +112,15 @@ def test_a_mesh_changes_nothing_and_gathers_no_activations(dtype) -> None:
 @pytest.mark.skipif(
     not products.features() & {"avx512_bf16", "amx_bf16"}, reason="no bfloat16 in this processor"
 )
-@pytest.mark.parametrize("program", [with_gradients, scored_with_gradients])
-def test_no_product_is_fed_by_a_conversion_to_float32(program) -> None:
+@pytest.mark.parametrize(
+    ("program", "count"),
+    [(with_gradients, 3), (scored_with_gradients, 3), (adapted_with_gradients, 6)],
+)
+def test_no_product_is_fed_by_a_conversion_to_float32(program, count) -> None:
     text = jax.jit(program).lower(X, KERNEL).compile().as_text()
     kinds = dict(re.findall(r"(%\S+) = (\w+)\[", text))
     factors = re.findall(r" dot\((%[\w.]+), (%[\w.]+)\)", text)
-    assert len(factors) == 3
+    assert len(factors) == count
     assert all(kinds[name] == "bf16" for pair in factors for name in pair), text
 
 
