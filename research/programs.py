@@ -71,7 +71,8 @@ class Program:
             traced = jitted.trace(state, batch, key)
             self.costs.append(flops.flops(traced.jaxpr))
             platform = sharding.platform()
-            self.executables[kind] = traced.lower().compile(OPTIONS.get(platform))
+            options: Any = OPTIONS.get(platform)
+            self.executables[kind] = traced.lower().compile(compiler_options=options)
             if platform == "cpu" and (self.temporary_mb() or 0.0) > LARGE_MB:
                 map_large_blocks()
             give_back()

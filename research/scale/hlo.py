@@ -132,10 +132,12 @@ class Module:
         condition, body = (self.named(loop, part) for part in ("condition", "body"))
         if condition is None or body is None or condition.root.opcode != "compare":
             return 1
-        counter, bound = (condition.instructions[name] for name in condition.root.operands)
-        if not (bound.opcode == "constant" and bound.attributes.isdigit()):
+        compared = [condition.instructions[name] for name in condition.root.operands]
+        bounds = [int(one.attributes) for one in compared if one.opcode == "constant"]
+        counters = [one for one in compared if one.opcode != "constant"]
+        if len(bounds) != 1 or len(counters) != 1:
             return 1
-        return math.ceil(int(bound.attributes) / max(1, body.steps(counter)))
+        return math.ceil(bounds[0] / max(1, body.steps(counters[0])))
 
     def named(self, loop: Instruction, part: str) -> Computation | None:
         """The condition or the body of a loop."""

@@ -82,7 +82,7 @@ def compile_step(config: Config, devices: list[Any]) -> Step:
             said = next((s for s in str(error).splitlines() if "Used" in s), str(error))
             raise ConfigError(
                 f"plan: the step does not fit: {said[:200]} More chips, --microbatches and "
-                "--task.backbone.spec.remat true take less."
+                "--task.backbone.spec.remat True take less."
             ) from None
     seconds = time.monotonic() - started
     return Step(config, mesh, state, rows, compiled, counted, seconds)

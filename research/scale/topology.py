@@ -38,7 +38,7 @@ def devices(chip: Chip, count: int) -> list[Any]:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"--topology {chip.name}-{count}: libtpu gives no slice {shape} of {chip.name}: "
-            f"{str(error).splitlines()[0][:200]}"
+            f"{' '.join(str(error).split())[:200]}"
         ) from None
 
 
