@@ -21,7 +21,8 @@ MAPPING = ((-3, 2**25), (-4, 65536))
 
 # What compilers are asked for. Of parameters that are spread over a torus, a TPU's makes gathers
 # that stand still into sums of arrays which are zero but for a chip's own share, of twice the bytes
-# (pytorch/xla#6528); those that run beside products stay gathers.
+# (pytorch/xla#6528); those that run beside products stay gathers. And products in windows, which it
+# makes of gathers on few chips, would send their sums in float32.
 OPTIONS: dict[str, dict[str, bool | int]] = {
     "tpu": {
         "xla_enable_async_all_gather": True,
